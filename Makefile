@@ -1,0 +1,39 @@
+# make demo: shows the main job. make test: runs every test but the long soak. Both set themselves up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+CONTRACT ?= tests/contract
+
+.PHONY: demo test lint unit contract clean
+
+demo: .venv/core
+	@$(BIN)/python tools/demo.py
+
+test: .venv/dev lint
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest tests/unit tests/contract tests/integration
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --skip-empty
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: .venv/dev
+	$(BIN)/pytest tests/unit
+
+contract: .venv/dev
+	$(BIN)/pytest $(CONTRACT)
+
+.venv/core: pyproject.toml constraints.txt
+	@tools/venv $(PYTHON) .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/dev: pyproject.toml constraints.txt
+	@tools/venv $(PYTHON) .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/core
+
+clean:
+	rm -rf .venv build *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache

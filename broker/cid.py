@@ -1,0 +1,35 @@
+"""Correlation IDs: new ones are random, those made inside a handler are derived."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from broker.message import Message
+
+_BYTES = 16
+_KEY = b"ackback invocation"
+
+
+def new_cid() -> str:
+    """128 random bits in hex."""
+    return os.urandom(_BYTES).hex()
+
+
+def derived_cid(seed: bytes, ordinal: int) -> str:
+    """The CID of the `ordinal`th invocation (from 0) of the handler that `seed` stands for.
+
+    The same for every attempt, so that what a retried or redelivered handler sends again is recognised.
+    """
+    return hashlib.blake2b(b"%b/%d" % (seed, ordinal), digest_size=_BYTES, key=_KEY).hexdigest()
+
+
+def seed_of(message: Message, service: str, cid: str) -> bytes:
+    """What the derived CIDs of one message's handling hang on: its ID and the service.
+
+    Foreign clients may leave the message ID out and use one correlation ID again and again: then the body counts, too.
+    """
+    if message.message_id:
+        return f"{service}\0{message.message_id}".encode()
+    body = hashlib.blake2b(message.body, digest_size=_BYTES).digest()
+    return f"{service}\0{cid}\0".encode() + body

@@ -1,0 +1,294 @@
+"""The command `ackback`. What is slow to import, a command imports when it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from broker.errors import AckbackError, ConfigurationError, RemoteError, ServiceDefinitionError
+
+FAILED = 1
+MISUSED = 2
+
+app = typer.Typer(
+    name="ackback",
+    help="Asynchronous invocation over RabbitMQ: services, their requests, and the replies that reach their callbacks.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="The configuration; without it, ./config.toml if it is there."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Log everything, and show the traceback of an error.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The service.")]
+Payload = Annotated[
+    str,
+    typer.Argument(metavar="PAYLOAD", help="JSON if it parses, else text; - reads standard input.", show_default=False),
+]
+
+
+def main() -> None:
+    """Run the command line. Errors that a person can mend are one sentence on standard error."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except RemoteError as error:
+        _fail(_explained(error), FAILED, debug)
+    except (ConfigurationError, ServiceDefinitionError) as error:
+        _fail(str(error), MISUSED, debug)
+    except (AckbackError, TimeoutError, TypeError, ValueError) as error:
+        if type(error) in (TypeError, ValueError) and not debug and error.__traceback__ is None:
+            raise
+        _fail(str(error), FAILED, debug)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"ackback {version('ackback')}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH", help="Folders, files or dotted modules with services.", show_default=False),
+    ] = None,
+    config: Config = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", min=1, metavar="N", help="Processes; by default as configured (1).")
+    ] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Restart when a service's file changes (for development).")
+    ] = False,
+    debug: Debug = False,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
+) -> None:
+    """Run a daemon that hosts services."""
+    from broker import log, registry
+    from broker.settings import Settings
+
+    settings = Settings.load(config)
+    if workers is not None:
+        settings = settings.with_changes("worker", processes=workers)
+    log.setup(settings.log, debug=debug)
+    if not worker and (reload or settings.worker.processes > 1):
+        sys.exit(_supervise(settings, paths or [], config, reload=reload, debug=debug))
+    from broker.worker import serve
+
+    services = registry.load(settings, paths or None)
+    for name in settings.service:
+        if name not in services:
+            near = services.nearest(name)
+            hint = f"; did you mean {near!r}?" if near else ""
+            log.logger.warning('[service."%s"] configures a service that is not hosted here%s', name, hint)
+    sys.exit(serve(settings, services, parent_pipe=worker))
+
+
+def _supervise(settings: Any, paths: list[str], config: Path | None, *, reload: bool, debug: bool) -> int:
+    from broker.supervisor import Supervisor, watcher
+
+    arguments = ["run", "--worker", "--workers", "1", *(["--debug"] if debug else [])]
+    if config is not None:
+        arguments += ["--config", str(config)]
+    supervisor = Supervisor([*arguments, "--", *paths], settings.worker.processes, settings.worker.grace)
+    if not reload:
+        return supervisor.run()
+    folders = [Path(path) for path in paths] if paths else [settings.folder / path for path in settings.services.paths]
+    watched = [folder for folder in folders if folder.exists()] + ([settings.file] if settings.file else [])
+    return supervisor.run(watcher(watched or [Path.cwd()]))
+
+
+@app.command()
+def send(
+    name: Name,
+    payload: Payload = "",
+    callback: Annotated[
+        list[str] | None,
+        typer.Option("--callback", metavar="NAME", help="The service that gets the reply; may be repeated."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Send it N times.")] = 1,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Invoke a service in the background and print the CID."""
+    from broker.client import Client
+
+    value = _payload(payload)
+    with Client(settings=_settings(config)) as client:
+        if count == 1:
+            typer.echo(client.invoke_async(name, value, callback=callback or None))
+            return
+        with _progress(count) as advance:
+            cids = client.invoke_many(name, _repeated(value, count, advance), callback=callback or None)
+    if sys.stdout.isatty():
+        typer.echo(f"{len(cids)} requests accepted by {name}, CIDs {cids[0]} to {cids[-1]}")
+    else:
+        typer.echo("\n".join(cids))
+
+
+@app.command()
+def call(
+    name: Name,
+    payload: Payload = "",
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, metavar="S", help="Seconds to wait for the reply.")
+    ] = 30.0,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Invoke a service, wait, and print the response."""
+    from broker.client import Client
+
+    value = _payload(payload)
+    with Client(settings=_settings(config)) as client:
+        _print(client.invoke(name, value, timeout=timeout))
+
+
+@app.command()
+def services(
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", show_default=False)] = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """List the services that would be hosted."""
+    from broker import registry
+
+    found = registry.load(_settings(config), paths or None)
+    rows = [("NAME", "CLASS", "QUEUE", "CALLBACK", "INPUT", "OUTPUT")]
+    for one in sorted(found, key=lambda one: one.name):
+        chosen = ", ".join(found.default_callbacks(one)) or "-"
+        rows.append(
+            (
+                one.name,
+                f"{one.cls.__module__}.{one.cls.__qualname__}",
+                one.name,
+                chosen,
+                one.input_type,
+                one.output_type,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def check(
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", show_default=False)] = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Check the configuration, the connection, the permissions and the queues. Declares what `run` would declare."""
+    from broker.check import checks
+
+    failed = False
+
+    async def report() -> None:
+        nonlocal failed
+        async for what, problem in checks(config, paths or None):
+            failed = failed or problem is not None
+            typer.echo(f"FAILED  {what}: {problem}" if problem else f"ok      {what}")
+
+    asyncio.run(report())
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _settings(config: Path | None) -> Any:
+    from broker import log
+    from broker.settings import LogSection, Settings
+
+    log.setup(LogSection(level="warning"), debug="--debug" in sys.argv)
+    return Settings.load(config)
+
+
+def _payload(text: str) -> Any:
+    if text == "-":
+        body = sys.stdin.buffer.read()
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            return body
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _repeated(value: Any, count: int, advance: Callable[[], object]) -> Iterator[Any]:
+    for _ in range(count):
+        yield value
+        advance()
+
+
+def _progress(count: int) -> Any:
+    """A progress bar on a terminal; elsewhere nothing."""
+    import contextlib
+
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext(lambda: None)
+    return _bar(count)
+
+
+def _bar(count: int) -> Any:
+    import contextlib
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextlib.contextmanager
+    def bar() -> Iterator[Callable[[], None]]:
+        columns = (TextColumn("sending"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("sending", total=count)
+            yield lambda: progress.advance(task)
+
+    return bar()
+
+
+def _print(response: Any) -> None:
+    if isinstance(response, bytes):
+        sys.stdout.buffer.write(response)
+    elif isinstance(response, str):
+        typer.echo(response)
+    else:
+        typer.echo(json.dumps(response, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def _explained(error: RemoteError) -> str:
+    problem = error.problem
+    lines = [f"{problem.service} failed: {problem.title}: {problem.detail}"]
+    for one in problem.errors:
+        place = ".".join(str(part) for part in one.get("loc", ()))  # type: ignore[attr-defined]
+        lines.append(f"  {place or 'the body'}: {one.get('msg', '')}")
+    return "\n".join(lines)
+
+
+def _fail(text: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(f"ackback: {text}", err=True)
+    sys.exit(code)

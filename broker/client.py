@@ -1,0 +1,344 @@
+"""Invoking services from outside of a service: `AsyncClient`, and `Client` for blocking code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
+from typing import Any, Self, TypeVar, cast
+
+from broker.calls import Calls
+from broker.cid import new_cid
+from broker.errors import AckbackError, BrokerUnavailableError, NotAcceptedError, Rejected
+from broker.invoker import check_cid, check_size, compose
+from broker.message import Message, Publishing
+from broker.registry import name_of
+from broker.service import Callback, Callbacks, Service
+from broker.settings import Settings
+from broker.transport import Connection, Transport, create
+
+BULK_WINDOW = 1000
+BULK_WINDOW_BYTES = 16 * 1024 * 1024
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Invokes services over a connection of its own. Use it with `async with`.
+
+    A lost connection is made again at the next call.
+
+    Args:
+        url: the broker; without it, what `config.toml` in the working directory and the environment say.
+        settings: a whole configuration instead.
+        transport: a transport instead of one made from the URL, such as a `MemoryBroker`.
+
+    Raises:
+        ConfigurationError: the URL or the configuration is wrong.
+        BrokerUnavailableError: on entry, RabbitMQ cannot be reached.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, settings: Settings | None = None, transport: Transport | None = None
+    ) -> None:
+        self._settings = settings or Settings.load()
+        if url is not None:
+            self._settings = self._settings.with_changes("broker", url=[url])
+        self._transport = transport or create(self._settings.urls, self._settings.broker.transport)
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Lock = asyncio.Lock()
+        self._calls = Calls()
+
+    async def __aenter__(self) -> Self:
+        await self._connected()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def invoke_async(
+        self,
+        name: str | type[Service],
+        payload: Any = "",
+        *,
+        callback: Callbacks | None = None,
+        expiration: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        cid: str | None = None,
+    ) -> str:
+        """Invoke a service in the background; return the CID once the broker has confirmed the request.
+
+        The arguments are those of `Service.invoke_async`.
+
+        Raises:
+            UnroutableError: nobody hosts the service.
+            NotAcceptedError: the broker refused the request.
+            ConnectionLostError: the connection ended first: the request may or may not have been accepted. It is safe to
+                send it again with the same `cid` where the service is idempotent.
+            TypeError: the payload cannot be serialised.
+        """
+        publishing = self._request(
+            name, payload, callback=callback, expiration=expiration, priority=priority, headers=headers, cid=cid
+        )
+        connection = await self._connected()
+        await connection.publish(publishing)
+        return cast(str, publishing.message.correlation_id)
+
+    async def invoke_many(
+        self,
+        name: str | type[Service],
+        payloads: Iterable[Any] | AsyncIterable[Any],
+        *,
+        callback: Callbacks | None = None,
+        expiration: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Invoke a service once for each payload; return the CIDs, in order, once the broker has confirmed all.
+
+        `payloads` may be endless in size: no more than 1,000 requests or 16 MiB are ever unconfirmed, and the next payload
+        is taken only when there is room.
+
+        Raises:
+            NotAcceptedError: some were not accepted: `rejected` lists each with its index, CID and error, `accepted` has the
+                CIDs of the others. All payloads were tried, except after a lost connection that cannot be made again.
+            TypeError: a payload cannot be serialised; those before it are sent.
+        """
+        bulk = _Bulk()
+        try:
+            async for payload in _each(payloads):
+                publishing = self._request(
+                    name, payload, callback=callback, expiration=expiration, priority=priority, headers=headers
+                )
+                await bulk.room_for(len(publishing.message.body))
+                bulk.add(publishing, (await self._connected()).publish(publishing))
+        except BrokerUnavailableError as error:
+            await bulk.all_confirmed()
+            bulk.raise_if_rejected(str(error), always=True)
+        finally:
+            await bulk.all_confirmed()
+        bulk.raise_if_rejected()
+        return bulk.accepted()
+
+    async def call(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
+        """Invoke a service, await and return its response: the parsed value of JSON, else text or bytes.
+
+        Raises:
+            RemoteError: the service answered with a failure.
+            TimeoutError: no reply within `timeout` seconds.
+            UnroutableError: nobody hosts the service.
+            NotAcceptedError: the broker refused the request.
+            ConnectionLostError: the connection ended while waiting.
+        """
+        publishing = self._request(name, payload)
+        return await self._calls.call(await self._connected(), publishing, timeout)
+
+    def _request(
+        self,
+        name: Callback,
+        payload: Any,
+        *,
+        callback: Callbacks | None = None,
+        cid: str | None = None,
+        **properties: Any,
+    ) -> Publishing:
+        queue = self._settings.callbacks.queue
+        own_queues = frozenset({queue})
+        target = name_of(name, {}, own_queues)
+        given = () if callback is None else callback if isinstance(callback, (list, tuple)) else (callback,)
+        callbacks = tuple(dict.fromkeys(name_of(cast(Callback, one), {}, own_queues) for one in given))
+        message: Message = compose(
+            payload,
+            cid=new_cid() if cid is None else check_cid(cid),
+            callbacks=callbacks,
+            reply_to=queue if callbacks else None,
+            **properties,
+        )
+        check_size(message, target, self._settings.worker.max_body)
+        return Publishing(target, message)
+
+    async def _connected(self) -> Connection:
+        if self._connection is not None and not self._connection.lost.done():
+            return self._connection
+        async with self._connecting:
+            if self._connection is None or self._connection.lost.done():
+                await self.close()
+                self._connection = await self._transport.connect()
+            return self._connection
+
+
+class _Bulk:
+    """The unconfirmed requests of one `invoke_many`, and what became of the others."""
+
+    def __init__(self) -> None:
+        self._cids: list[str] = []
+        self._rejected: list[Rejected] = []
+        self._unconfirmed: set[asyncio.Future[None]] = set()
+        self._bytes = 0
+        self._changed = asyncio.Event()
+
+    async def room_for(self, size: int) -> None:
+        await self._until(
+            lambda: (
+                len(self._unconfirmed) < BULK_WINDOW
+                and (not self._unconfirmed or self._bytes + size <= BULK_WINDOW_BYTES)
+            )
+        )
+
+    async def all_confirmed(self) -> None:
+        await self._until(lambda: not self._unconfirmed)
+
+    def add(self, publishing: Publishing, confirm: asyncio.Future[None]) -> None:
+        index, size = len(self._cids), len(publishing.message.body)
+        cid = cast(str, publishing.message.correlation_id)
+        self._cids.append(cid)
+        self._unconfirmed.add(confirm)
+        self._bytes += size
+
+        def on_confirm(done: asyncio.Future[None]) -> None:
+            self._unconfirmed.discard(done)
+            self._bytes -= size
+            self._changed.set()
+            error = AckbackError("it was cancelled") if done.cancelled() else done.exception()
+            if error is not None:
+                self._rejected.append(
+                    Rejected(index, cid, error if isinstance(error, AckbackError) else AckbackError(repr(error)))
+                )
+
+        confirm.add_done_callback(on_confirm)
+
+    def accepted(self) -> list[str]:
+        refused = {one.index for one in self._rejected}
+        return [cid for index, cid in enumerate(self._cids) if index not in refused] if refused else self._cids
+
+    def raise_if_rejected(self, reason: str = "", *, always: bool = False) -> None:
+        if not self._rejected and not always:
+            return
+        self._rejected.sort(key=lambda one: one.index)
+        why = reason or str(self._rejected[0].error)
+        accepted = self.accepted()
+        raise NotAcceptedError(
+            f"{len(self._rejected)} of {len(self._cids)} requests were not accepted, {len(accepted)} were: {why}",
+            rejected=self._rejected,
+            accepted=accepted,
+        )
+
+    async def _until(self, condition: Any) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+
+async def _each(payloads: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(payloads, AsyncIterable):
+        async for payload in payloads:
+            yield payload
+    else:
+        for payload in payloads:
+            yield payload
+
+
+class Client:
+    """The blocking client. Use it with `with`; it may be shared by threads.
+
+    Its connection lives on a thread of its own, so it is of no use in a forked child: there, make another. The arguments, methods and
+    errors are those of `AsyncClient`; `call` is called `invoke`.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, settings: Settings | None = None, transport: Transport | None = None
+    ) -> None:
+        self._client = AsyncClient(url, settings=settings, transport=transport)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def __enter__(self) -> Self:
+        self._run(self._client._connected())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection and its thread."""
+        if os.getpid() != self._pid:
+            return  # the connection is the parent's
+        with self._lock:
+            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def invoke_async(
+        self,
+        name: str | type[Service],
+        payload: Any = "",
+        *,
+        callback: Callbacks | None = None,
+        expiration: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        cid: str | None = None,
+    ) -> str:
+        """See `AsyncClient.invoke_async`."""
+        return self._run(
+            self._client.invoke_async(
+                name, payload, callback=callback, expiration=expiration, priority=priority, headers=headers, cid=cid
+            )
+        )
+
+    def invoke_many(
+        self,
+        name: str | type[Service],
+        payloads: Iterable[Any],
+        *,
+        callback: Callbacks | None = None,
+        expiration: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """See `AsyncClient.invoke_many`. The payloads are taken on the client's thread."""
+        return self._run(
+            self._client.invoke_many(
+                name, payloads, callback=callback, expiration=expiration, priority=priority, headers=headers
+            )
+        )
+
+    def invoke(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
+        """Invoke a service, wait, and return its response. See `AsyncClient.call`."""
+        return self._run(self._client.call(name, payload, timeout=timeout))
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        try:
+            loop = self._running_loop()
+        except BaseException:
+            coroutine.close()
+            raise
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if os.getpid() != self._pid:
+            raise AckbackError(
+                "this Client was made before the process forked, and its connection belongs to the parent: make another one here"
+            )
+        if self._thread is threading.current_thread():
+            raise AckbackError("a blocking Client cannot be used from within its own payloads")
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="ackback-client", daemon=True)
+                self._thread.start()
+            return self._loop

@@ -1,0 +1,194 @@
+"""One message in, one outcome out. Runs the service and knows nothing of where messages come from or go to."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pydantic_core import PydanticUndefined
+
+from broker import codec
+from broker import headers as h
+from broker.cid import new_cid
+from broker.errors import ConnectionLostError, InvalidInputError
+from broker.headers import Headers
+from broker.log import handling
+from broker.message import Message, Problem, Reply
+from broker.outcome import NOTHING, Outcome, failure, problem, reply
+from broker.registry import ServiceDefinition
+from broker.retry import Reject
+from broker.service import Request, Service
+
+
+class Begun(Protocol):
+    """The invocation that a service instance sees while it handles a message; see `invoker.Invocation`."""
+
+    response: Any
+
+    async def confirmed(self) -> None: ...
+    def end(self) -> None: ...
+
+
+Begin = Callable[[ServiceDefinition, Message, str, Request], Begun]
+RunInThread = Callable[..., "asyncio.Future[Any]"]
+
+
+class TimeoutExceeded(Exception):
+    """The handler took longer than the service's `timeout`."""
+
+
+class Dispatcher:
+    """Runs services on messages.
+
+    `begin` starts an invocation, `run_in_thread` runs a `def` handler, `max_body` is in bytes.
+    """
+
+    def __init__(self, begin: Begin, run_in_thread: RunInThread, max_body: int) -> None:
+        self._begin = begin
+        self._run_in_thread = run_in_thread
+        self._max_body = max_body
+
+    async def dispatch(
+        self, definition: ServiceDefinition, message: Message, *, redelivered: bool = False, is_reply: bool = False
+    ) -> Outcome:
+        """Handle one message.
+
+        `is_reply` says that it came to the callback queue; elsewhere header `status` tells a reply.
+
+        Raises:
+            ConnectionLostError: what the handler sent may not have been accepted; the message will come again.
+        """
+        cid = message.correlation_id = message.correlation_id or new_cid()
+        handling.set((cid, definition.name, 1))
+        try:
+            return await self._handle(definition, message, cid, redelivered, is_reply)
+        except (ConnectionLostError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            return _failed(definition, message, error)
+
+    async def _handle(
+        self, definition: ServiceDefinition, message: Message, cid: str, redelivered: bool, is_reply: bool
+    ) -> Outcome:
+        if len(message.body) > self._max_body:
+            raise TooLarge(len(message.body), self._max_body)
+        headers = h.read(message)
+        is_reply = is_reply or headers.status is not None
+        if headers.attempt > 1:
+            handling.set((cid, definition.name, headers.attempt))
+        request = Request(
+            message, attempt=headers.attempt, redelivered=redelivered, source=headers.source, is_reply=is_reply
+        )
+        invocation = self._begin(definition, message, cid, request)
+        service = definition.cls()
+        service._invocation = invocation  # type: ignore[assignment]
+        try:
+            if headers.status == h.ERROR:
+                return await self._handle_error(definition, service, invocation, message)
+            handle = service.handle  # type: ignore[attr-defined]
+            result = await self._run(
+                definition, definition.is_async, handle, *_arguments(definition, message, is_reply)
+            )
+            answer = _answer(definition, message, invocation.response.payload if result is None else result)
+            await invocation.confirmed()
+            return answer
+        finally:
+            invocation.end()
+
+    async def _handle_error(
+        self, definition: ServiceDefinition, service: Service, invocation: Begun, message: Message
+    ) -> Outcome:
+        error = Problem.from_json(message.body, str(message.headers.get(h.SERVICE, "")))
+        if not definition.handles_errors:
+            logging.getLogger(definition.name).error(
+                "%s failed and %s has no handle_error: %s: %s",
+                error.service,
+                definition.name,
+                error.title,
+                error.detail,
+            )
+            return NOTHING
+        method = service.handle_error  # type: ignore[attr-defined]
+        await self._run(definition, inspect.iscoroutinefunction(method), method, error)
+        await invocation.confirmed()
+        return NOTHING
+
+    async def _run(self, definition: ServiceDefinition, is_async: bool, method: Callable[..., Any], *args: Any) -> Any:
+        awaitable = method(*args) if is_async else self._run_in_thread(method, *args)
+        scope = asyncio.timeout(definition.timeout)
+        try:
+            async with scope:
+                return await awaitable
+        except TimeoutError:
+            if scope.expired():
+                raise TimeoutExceeded(f"it took longer than its timeout of {definition.timeout:g} s") from None
+            raise
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise RuntimeError("the handler raised CancelledError") from None
+        except SystemExit as error:
+            raise RuntimeError(f"the handler called sys.exit({error.code!r})") from error
+
+
+class TooLarge(Exception):
+    """A body of more bytes than the configuration allows."""
+
+    def __init__(self, size: int, maximum: int) -> None:
+        super().__init__(f"the body has {size} bytes; at most {maximum} are allowed ([worker] max_body)")
+
+
+def _arguments(definition: ServiceDefinition, message: Message, is_reply: bool) -> tuple[Any, ...]:
+    if not definition.has_parameter:
+        return ()
+    if not message.body and definition.default is not PydanticUndefined:
+        return (definition.default,)
+    assert definition.takes is not None
+    return (codec.validate(message, definition.takes, or_text=is_reply),)
+
+
+def _answer(definition: ServiceDefinition, message: Message, response: Any) -> Outcome:
+    """The reply, if one is wanted. The response is serialised in any case: a bad one should not depend on who asks."""
+    content_type, headers = None, None
+    returns = definition.returns
+    if isinstance(response, Reply):
+        content_type, headers, response, returns = response.content_type, response.headers, response.payload, None
+    try:
+        body, default_type = codec.encode(response, returns)
+    except codec.UnserialisableError as error:
+        raise TypeError(f"the response of {definition.name!r} cannot be serialised: {error}") from None
+    return Outcome(reply=reply(message, definition.name, body, content_type or default_type, headers))
+
+
+def _failed(definition: ServiceDefinition, message: Message, error: Exception) -> Outcome:
+    """Say in the log, the reply and the dead letter why a message ends here."""
+    name = definition.name
+    attempt = message.headers.get(h.ATTEMPT, 1)
+    attempts = attempt if isinstance(attempt, int) else 1
+    log = logging.getLogger(name)
+    if isinstance(error, InvalidInputError):
+        log.warning("invalid input: %s", error)
+        return failure(
+            message,
+            "invalid",
+            problem("invalid", "Invalid input", str(error), name, attempts, errors=tuple(error.errors)),
+        )
+    if isinstance(error, TooLarge):
+        log.warning("too large: %s", error)
+        return failure(message, "too-large", problem("too-large", "Too large", str(error), name, attempts))
+    if isinstance(error, Reject):
+        log.warning("rejected: %s", error)
+        return failure(message, "rejected", problem("rejected", "Rejected", str(error), name, attempts))
+    if isinstance(error, TimeoutExceeded):
+        log.error("timeout: %s", error)
+        return failure(message, "error", problem("timeout", "Timeout", str(error), name, attempts))
+    log.error("failed: %s: %s", type(error).__name__, error, exc_info=error)
+    text = "".join(traceback.format_exception(error))
+    return failure(message, "error", problem("error", type(error).__name__, str(error), name, attempts), text)
+
+
+__all__ = ["Dispatcher", "Headers"]

@@ -1,0 +1,91 @@
+"""Every error that ackback raises, on one page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker.message import Problem
+
+
+class AckbackError(Exception):
+    """The base of all of ackback's errors."""
+
+
+class ConfigurationError(AckbackError):
+    """A setting, or what it leads to (a URL, a queue's arguments, a permission), is wrong."""
+
+
+class ServiceDefinitionError(AckbackError):
+    """A service class, its name or its module cannot be used as it is written."""
+
+
+class BrokerUnavailableError(AckbackError):
+    """RabbitMQ cannot be reached or does not let us in. Trying again later may help."""
+
+
+class ConnectionLostError(BrokerUnavailableError):
+    """The connection ended before the broker answered: what was under way may or may not be accepted."""
+
+
+class NotAcceptedError(AckbackError):
+    """The broker did not take responsibility for a message.
+
+    `rejected` is filled by `invoke_many`: one `Rejected` for each message that was not accepted.
+    `accepted` holds the CIDs, in order, of those that were.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rejected: list[Rejected] | None = None,
+        accepted: list[str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.rejected = rejected or []
+        self.accepted = accepted or []
+
+
+class UnroutableError(NotAcceptedError):
+    """There is no queue of that name: no daemon hosts the service."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(
+            f"nothing is listening at {target!r}: there is no such queue, so no daemon hosts a service "
+            "of that name (it is made when a daemon that hosts it first starts)"
+        )
+        self.target = target
+
+
+class Rejected:
+    """One message of an `invoke_many` that was not accepted."""
+
+    __slots__ = ("cid", "error", "index")
+
+    def __init__(self, index: int, cid: str, error: AckbackError) -> None:
+        self.index = index
+        self.cid = cid
+        self.error = error
+
+    def __repr__(self) -> str:
+        return f"Rejected(index={self.index}, cid={self.cid!r}, error={str(self.error)!r})"
+
+
+class InvalidInputError(AckbackError):
+    """A message whose body or headers cannot be what the service takes. It is never retried.
+
+    `errors` lists what is wrong and where, never the value itself: it may be a secret.
+    """
+
+    def __init__(self, detail: str, errors: list[dict[str, object]] | None = None) -> None:
+        super().__init__(detail)
+        self.errors = errors or []
+
+
+class RemoteError(AckbackError):
+    """The service that was called answered with a failure; `problem` says which."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(f"{problem.service}: {problem.title}: {problem.detail}")
+        self.problem = problem

@@ -1,0 +1,130 @@
+"""The AMQP headers of the wire protocol: their names, and how they are read from what anybody may have sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from broker.errors import InvalidInputError
+from broker.message import Message
+from broker.naming import name_problem
+
+CALLBACK = "callback"
+SOURCE = "source"
+PARENT = "parent"
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+ATTEMPT = "attempt"
+SERVICE = "service"
+STATUS = "status"
+OK = "ok"
+ERROR = "error"
+
+TRACING = (TRACEPARENT, TRACESTATE)
+ECHOED = (CALLBACK, SOURCE, PARENT, *TRACING)
+OWN = frozenset({*ECHOED, ATTEMPT, SERVICE, STATUS})
+MAX_CALLBACKS = 64
+# As much as W3C asks of those who pass tracestate on: https://www.w3.org/TR/trace-context/#tracestate-limits
+MAX_TEXT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """What the protocol's headers of a message say."""
+
+    callbacks: tuple[str, ...] = ()
+    source: str | None = None
+    attempt: int = 1
+    status: str | None = None
+
+
+_NONE = Headers()
+
+
+def read(message: Message) -> Headers:
+    """Read and check the protocol's headers.
+
+    Raises:
+        InvalidInputError: one has a wrong type or an impossible value; the message names it.
+    """
+    headers = message.headers
+    if not headers or OWN.isdisjoint(headers):
+        return _NONE
+    for name in (PARENT, *TRACING, SERVICE):
+        _text(headers, name)
+    source = _text(headers, SOURCE)
+    if source is not None and (problem := name_problem(source)):
+        raise InvalidInputError(f"header 'source' is not a service's name: {problem}")
+    return Headers(callbacks(headers), source, _attempt(headers), _text(headers, STATUS))
+
+
+def callbacks(headers: Mapping[str, Any]) -> tuple[str, ...]:
+    """The callback names that the `callback` header gives, each once, in order.
+
+    Raises:
+        InvalidInputError: it is neither a name nor a list of at most 64 names.
+    """
+    value = headers.get(CALLBACK)
+    if value is None:
+        return ()
+    names = value if isinstance(value, list) else [value]
+    if len(names) > MAX_CALLBACKS:
+        raise InvalidInputError(f"header 'callback' lists {len(names)} names; {MAX_CALLBACKS} are allowed")
+    for name in names:
+        if problem := name_problem(name):
+            raise InvalidInputError(f"header 'callback' is not a service's name or a list of names: {problem}")
+    return tuple(dict.fromkeys(names))
+
+
+def echoed(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reply repeats of its request's headers, those that are unreadable left out."""
+    kept: dict[str, Any] = {}
+    for name in ECHOED:
+        if name in headers:
+            try:
+                callbacks(headers) if name == CALLBACK else _text(headers, name)
+            except InvalidInputError:
+                continue
+            kept[name] = headers[name]
+    return kept
+
+
+def check_encodable(value: Any, name: str) -> None:
+    """Check that AMQP has a type for a header's value.
+
+    Raises:
+        TypeError: it has none; the message names the header.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str) or len(key.encode()) > 255:
+                raise TypeError(f"header {name!r} has the key {key!r:.40}; keys are strings of at most 255 bytes")
+            check_encodable(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            check_encodable(item, name)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise TypeError(f"header {name!r} has a whole number of more than 64 bits")
+    elif not isinstance(value, (str, bytes, bytearray, int, float, bool, datetime, Decimal, type(None))):
+        raise TypeError(f"header {name!r} holds a {type(value).__name__}, for which AMQP has no type")
+
+
+def _text(headers: Mapping[str, Any], name: str) -> str | None:
+    value = headers.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidInputError(f"header {name!r} must be a string, not {type(value).__name__}")
+    if len(value) > MAX_TEXT:
+        raise InvalidInputError(f"header {name!r} has {len(value)} characters; {MAX_TEXT} are allowed")
+    return value
+
+
+def _attempt(headers: Mapping[str, Any]) -> int:
+    value = headers.get(ATTEMPT, 1)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidInputError("header 'attempt' must be a whole number from 1 up")
+    return value

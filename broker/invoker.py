@@ -1,0 +1,282 @@
+"""Invoking services: from a handler, tracked until the broker has confirmed, and by calls that wait for the reply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from broker import codec
+from broker import headers as h
+from broker.calls import Calls
+from broker.cid import derived_cid, new_cid, seed_of
+from broker.errors import ConnectionLostError, NotAcceptedError, ServiceDefinitionError, UnroutableError
+from broker.message import Message, Publishing
+from broker.registry import Registry, ServiceDefinition
+from broker.service import Callback, Callbacks, Request, Response, Service, ServiceLogger
+from broker.topology import own_queue
+from broker.transport import Connection
+
+
+def compose(
+    payload: Any,
+    *,
+    cid: str,
+    callbacks: tuple[str, ...] = (),
+    reply_to: str | None = None,
+    expiration: float | None = None,
+    priority: int | None = None,
+    headers: Mapping[str, Any] | None = None,
+    own_headers: Mapping[str, Any] | None = None,
+) -> Message:
+    """A request. `expiration` is in seconds; `own_headers` are the protocol's, `headers` the user's.
+
+    Raises:
+        TypeError: the payload cannot be serialised.
+        ValueError: an argument is out of its range, or a header is one of the protocol's own.
+    """
+    if expiration is not None and not 0 <= expiration <= 366 * 86400:
+        raise ValueError(f"expiration is in seconds, from 0 to a year, not {expiration!r}")
+    if priority is not None and not 0 <= priority <= 255:
+        raise ValueError(f"priority is 0 to 255, not {priority!r}")
+    if headers and not h.OWN.isdisjoint(headers):
+        taken = ", ".join(sorted(h.OWN.intersection(headers)))
+        raise ValueError(f"headers that the protocol itself sets cannot be given: {taken}")
+    h.check_encodable(dict(headers or {}), "headers")
+    if len(callbacks) > h.MAX_CALLBACKS:
+        raise ValueError(f"{len(callbacks)} callbacks; {h.MAX_CALLBACKS} are allowed")
+    body, content_type = codec.encode(payload)
+    all_headers = {**(headers or {}), **(own_headers or {})}
+    if callbacks:
+        all_headers[h.CALLBACK] = callbacks[0] if len(callbacks) == 1 else list(callbacks)
+    return Message(
+        body=body,
+        headers=all_headers,
+        content_type=content_type,
+        correlation_id=cid,
+        message_id=cid,
+        reply_to=reply_to,
+        expiration=None if expiration is None else round(expiration * 1000),
+        priority=priority,
+        timestamp=datetime.now(UTC),
+    )
+
+
+def check_cid(cid: str) -> str:
+    """Return a CID that a user gave, if AMQP can carry it.
+
+    Raises:
+        ValueError: it is empty or longer than 200 bytes.
+    """
+    if not isinstance(cid, str) or not cid or len(cid.encode()) > 200:
+        raise ValueError(f"a CID is a string of 1 to 200 bytes, not {cid!r:.60}")
+    return cid
+
+
+class Invoker:
+    """What all invocations of a process share: its services, its calls, and the connection of the moment."""
+
+    def __init__(self, registry: Registry, callback_queue: str, max_body: int) -> None:
+        self.registry = registry
+        self.callback_queue = callback_queue
+        self.max_body = max_body
+        self.calls = Calls()
+        self.loop = asyncio.get_running_loop()
+        self.loop_thread = threading.get_ident()
+        self.connection: Connection | None = None
+
+    def publish(self, publishing: Publishing) -> asyncio.Future[None]:
+        """Publish on the connection of the moment; see `Connection.publish`."""
+        if self.connection is None:
+            refused: asyncio.Future[None] = self.loop.create_future()
+            refused.set_exception(ConnectionLostError("there is no connection to RabbitMQ"))
+            return refused
+        return self.connection.publish(publishing)
+
+    def hosts(self, queue: str) -> bool:
+        """Whether the queue is one that this process declares."""
+        return queue in self.registry or queue == self.callback_queue
+
+    async def declare_own(self, queue: str) -> None:
+        """Declare a queue of our own again, as somebody has deleted it."""
+        if self.connection is None:
+            raise ConnectionLostError("there is no connection to RabbitMQ")
+        await self.connection.declare(own_queue(queue))
+
+    def names(self, callback: Callbacks) -> tuple[str, ...]:
+        """The names that the `callback` argument stands for."""
+        given = callback if isinstance(callback, (list, tuple)) else [callback]
+        return tuple(dict.fromkeys(self.registry.name_of(cast(Callback, one)) for one in given))
+
+
+class Invocation:
+    """One message being handled, as its service sees it, and the invocations that its handler makes meanwhile."""
+
+    def __init__(
+        self,
+        invoker: Invoker,
+        definition: ServiceDefinition,
+        message: Message,
+        cid: str,
+        request: Request,
+    ) -> None:
+        self._invoker = invoker
+        self._definition = definition
+        self._message = message
+        self._ordinal = 0
+        self._seed: bytes | None = None
+        self._outbox: list[Publishing] | None = [] if definition.outbox else None
+        self._confirms: list[tuple[Publishing, asyncio.Future[None]]] = []
+        self._lock = threading.Lock()
+        self._scheduled = 0
+        self._ended = False
+        self.cid = cid
+        self.request = request
+        self.response = Response()
+
+    @property
+    def logger(self) -> ServiceLogger:
+        name = self._definition.name
+        extra = {"cid": self.cid, "service": name, "attempt": self.request.attempt}
+        return ServiceLogger(logging.getLogger(name), extra)
+
+    def invoke_async(
+        self,
+        name: str | type[Service],
+        payload: Any,
+        *,
+        callback: Callbacks | None,
+        expiration: float | None,
+        priority: int | None,
+        headers: Mapping[str, Any] | None,
+        cid: str | None,
+    ) -> str:
+        """See `Service.invoke_async`."""
+        target = self._invoker.registry.name_of(name)
+        explicit = self._invoker.names(callback) if callback is not None else self._definition.callbacks
+        wanted = explicit or self._invoker.registry.default_callbacks(self._definition)
+        cid = check_cid(cid) if cid is not None else self._next_cid()
+        message = self._compose(
+            target,
+            payload,
+            cid=cid,
+            callbacks=explicit,
+            reply_to=self._invoker.callback_queue if wanted else None,
+            expiration=expiration,
+            priority=priority,
+            headers=headers,
+        )
+        publishing = Publishing(target, message)
+        if self._ended:
+            raise RuntimeError(
+                f"the handling of {self.cid} has ended (it took longer than its timeout): nothing was sent"
+            )
+        if self._outbox is not None:
+            self._outbox.append(publishing)
+        elif threading.get_ident() == self._invoker.loop_thread:
+            self._publish(publishing)
+        else:
+            with self._lock:
+                self._scheduled += 1
+            self._invoker.loop.call_soon_threadsafe(self._publish_scheduled, publishing)
+        return cid
+
+    def invoke(self, name: str | type[Service], payload: Any, *, timeout: float) -> Any:
+        """See `Service.invoke`."""
+        if threading.get_ident() == self._invoker.loop_thread:
+            raise RuntimeError(
+                "invoke() waits, which would stop the event loop: use `await self.call(…)` in `async def`"
+            )
+        return asyncio.run_coroutine_threadsafe(self.call(name, payload, timeout=timeout), self._invoker.loop).result()
+
+    async def call(self, name: str | type[Service], payload: Any, *, timeout: float) -> Any:
+        """See `Service.call`."""
+        target = self._invoker.registry.name_of(name)
+        message = self._compose(target, payload, cid=self._next_cid())
+        connection = self._invoker.connection
+        if connection is None:
+            raise ConnectionLostError("there is no connection to RabbitMQ")
+        return await self._invoker.calls.call(connection, Publishing(target, message), timeout)
+
+    async def confirmed(self) -> None:
+        """Send what the outbox holds, and wait until the broker has confirmed everything that the handler sent.
+
+        Raises:
+            UnroutableError: there is no queue for one of the targets.
+            NotAcceptedError: the broker refused one.
+            ConnectionLostError: the connection ended; the message being handled will be delivered again.
+        """
+        for publishing in self._outbox or ():
+            self._publish(publishing)
+        self._outbox = None
+        while self._scheduled:
+            await asyncio.sleep(0)
+        failed: NotAcceptedError | None = None
+        for publishing, confirm in self._confirms:
+            try:
+                await confirm
+            except UnroutableError as error:
+                if self._invoker.hosts(publishing.routing_key):
+                    await self._invoker.declare_own(publishing.routing_key)
+                    await self._invoker.publish(publishing)
+                else:
+                    failed = failed or error
+            except NotAcceptedError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def end(self) -> None:
+        """The attempt is over: a thread that still runs for it may send nothing more."""
+        self._ended = True
+        for _, confirm in self._confirms:
+            confirm.add_done_callback(_retrieved)
+
+    def _compose(self, target: str, payload: Any, **properties: Any) -> Message:
+        request = self._message
+        tracing = {key: request.headers[key] for key in h.TRACING if key in request.headers}
+        own_headers = {h.SOURCE: self._definition.name, h.PARENT: self.cid, **tracing}
+        try:
+            message = compose(payload, own_headers=own_headers, **properties)
+        except codec.UnserialisableError as error:
+            raise TypeError(f"the payload for {target!r} cannot be serialised: {error}") from None
+        check_size(message, target, self._invoker.max_body)
+        return message
+
+    def _next_cid(self) -> str:
+        with self._lock:
+            if self._seed is None:
+                self._seed = seed_of(self._message, self._definition.name, self.cid)
+            ordinal, self._ordinal = self._ordinal, self._ordinal + 1
+        return derived_cid(self._seed, ordinal)
+
+    def _publish(self, publishing: Publishing) -> None:
+        self._confirms.append((publishing, self._invoker.publish(publishing)))
+
+    def _publish_scheduled(self, publishing: Publishing) -> None:
+        self._publish(publishing)
+        with self._lock:
+            self._scheduled -= 1
+
+
+def check_size(message: Message, target: str, max_body: int) -> None:
+    """Refuse a body that the receiver, or the broker by closing the connection, would refuse.
+
+    Raises:
+        NotAcceptedError: it is larger than `max_body` bytes.
+    """
+    if len(message.body) > max_body:
+        raise NotAcceptedError(
+            f"the payload for {target!r} has {len(message.body)} bytes; at most {max_body} are allowed ([worker] max_body)"
+        )
+
+
+def _retrieved(confirm: asyncio.Future[None]) -> None:
+    if not confirm.cancelled():
+        confirm.exception()
+
+
+__all__ = ["Invocation", "Invoker", "ServiceDefinitionError", "check_cid", "check_size", "compose", "new_cid"]

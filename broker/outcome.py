@@ -1,0 +1,135 @@
+"""What becomes of a message: a reply, a dead letter, copies for several callbacks. Plain values, made here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from broker import headers as h
+from broker.message import PROBLEM_CONTENT_TYPE, PROBLEM_TYPE, Message, Problem, Publishing
+from broker.naming import DEAD_LETTERS
+
+DEAD_REASON = "dead-reason"
+DEAD_SERVICE = "dead-service"
+DEAD_ATTEMPTS = "dead-attempts"
+DEAD_AT = "dead-at"
+DEAD_ERROR = "dead-error"
+DEAD_ORIGINAL = "dead-original"
+MAX_TRACEBACK = 8 * 1024
+MAX_DETAIL = 2 * 1024
+
+# By these RabbitMQ routes a message to further queues; publishing them again would send further copies.
+_SENDER_SELECTED = ("CC", "BCC")
+# The broker's own notes on an earlier life of the message.
+_BROKERS_NOTES = ("x-delivery-count", "x-acquired-count")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that is to be published, and confirmed, before a message is acknowledged."""
+
+    reply: Publishing | None = None
+    dead: Publishing | None = None
+    forwards: tuple[Publishing, ...] = ()
+
+
+NOTHING = Outcome()
+
+
+def problem(reason: str, title: str, detail: str, service: str, attempts: int = 1, **more: Any) -> Problem:
+    """A problem of ackback's own kind; the detail is cut at 2 KiB."""
+    if len(detail) > MAX_DETAIL:
+        detail = detail[:MAX_DETAIL] + "…"
+    return Problem(PROBLEM_TYPE + reason, title, detail, service, attempts, **more)
+
+
+def reply(
+    request: Message, service: str, body: bytes, content_type: str | None, extra_headers: dict[str, Any] | None = None
+) -> Publishing | None:
+    """The successful reply to `request`, or None if it wants none."""
+    return _reply(request, service, h.OK, body, content_type, extra_headers)
+
+
+def failure(request: Message, reason: str, error: Problem, traceback: str = "") -> Outcome:
+    """The end of a message that failed for good: a dead letter, and a failure reply if one is wanted.
+
+    `reason` is the dead letter's; the problem's own may be finer (`timeout` is an `error`).
+    """
+    answer = _reply(request, error.service, h.ERROR, error.to_json(), PROBLEM_CONTENT_TYPE, None)
+    return Outcome(reply=answer, dead=dead_letter(request, reason, error, traceback))
+
+
+def dead_letter(message: Message, reason: str, error: Problem, traceback: str = "") -> Publishing:
+    """The message as it came, with what it died of in headers that begin with `dead-`.
+
+    What RabbitMQ would act on if it were published again (expiration, user ID, sender-selected routing) is kept in the table
+    `dead-original`.
+    """
+    dead = copy(message)
+    dead.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *_BROKERS_NOTES)}
+    original = {k: message.headers[k] for k in _SENDER_SELECTED if k in message.headers}
+    if message.expiration is not None:
+        original["expiration"] = str(message.expiration)
+    if message.user_id is not None:
+        original["user_id"] = message.user_id
+    dead.expiration = None
+    dead.user_id = None
+    more = {"traceback": _cut(traceback)} if traceback else {}
+    dead.headers |= {
+        DEAD_REASON: reason,
+        DEAD_SERVICE: error.service,
+        DEAD_ATTEMPTS: error.attempts,
+        DEAD_AT: datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        DEAD_ERROR: error.to_json(**more).decode(),
+    }
+    if original:
+        dead.headers[DEAD_ORIGINAL] = original
+    return Publishing(DEAD_LETTERS, dead)
+
+
+def forwards(message: Message, cid: str, names: Sequence[str]) -> Outcome:
+    """A copy of a reply for each callback's own queue, marked as the reply that it is."""
+    return Outcome(forwards=tuple(Publishing(name, _forward(message, cid, name)) for name in names))
+
+
+def _forward(message: Message, cid: str, name: str) -> Message:
+    copied = copy(message)
+    copied.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *_BROKERS_NOTES)}
+    copied.headers.setdefault(h.STATUS, h.OK)
+    copied.correlation_id = cid
+    copied.message_id = f"{cid}/reply/{name}"
+    copied.reply_to = None
+    copied.user_id = None
+    return copied
+
+
+def _reply(
+    request: Message,
+    service: str,
+    status: str,
+    body: bytes,
+    content_type: str | None,
+    extra_headers: dict[str, Any] | None,
+) -> Publishing | None:
+    if not request.reply_to or h.STATUS in request.headers:
+        return None
+    headers = {**(extra_headers or {}), **h.echoed(request.headers), h.SERVICE: service, h.STATUS: status}
+    message = Message(
+        body=body,
+        headers=headers,
+        content_type=content_type,
+        correlation_id=request.correlation_id,
+        message_id=f"{request.correlation_id}/reply",
+    )
+    return Publishing(request.reply_to, message)
+
+
+def _cut(traceback: str) -> str:
+    # The end of a traceback tells more than its beginning. JSON escapes can lengthen it: what counts is the encoded size.
+    while len(json.dumps(traceback)) > MAX_TRACEBACK:
+        traceback = "…" + traceback[max(1, len(traceback) // 10) + 1 :]
+    return traceback

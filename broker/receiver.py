@@ -1,0 +1,237 @@
+"""The way of a delivery: to the dispatcher, its outcome to the broker, and only then the acknowledgement."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from broker import callbacks, undertaker
+from broker import headers as h
+from broker.backoff import backoff
+from broker.cid import new_cid
+from broker.dispatcher import Dispatcher
+from broker.errors import ConnectionLostError, InvalidInputError, NotAcceptedError, UnroutableError
+from broker.invoker import Invocation, Invoker
+from broker.log import logger
+from broker.message import Publishing
+from broker.outcome import Outcome, problem
+from broker.outcome import dead_letter as dead_letter_of
+from broker.registry import Registry, ServiceDefinition
+from broker.threads import Threads
+from broker.topology import UNDERTAKER
+from broker.transport import Delivery
+
+# Replies are handled in place or passed on, neither for long: enough of them to keep a busy daemon's callbacks fed.
+CALLBACK_PREFETCH = 200
+UNDERTAKER_PREFETCH = 50
+
+
+class Receiver:
+    """Handles the deliveries of one process, each in a task of its own."""
+
+    def __init__(self, registry: Registry, callback_queue: str, max_body: int) -> None:
+        self.invoker = Invoker(registry, callback_queue, max_body)
+        self._registry = registry
+        self._callback_queue = callback_queue
+        self._threads = Threads(sum(definition.concurrency for definition in registry) or 1)
+        self._dispatcher = Dispatcher(self._begin, self._threads.run, max_body)
+        self._slots = {definition.name: asyncio.Semaphore(definition.concurrency) for definition in registry}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._refused_once: set[str] = set()
+
+    def consumers(self) -> dict[str, tuple[int, Callable[[Delivery], None]]]:
+        """Each queue to consume, with its prefetch and what takes its deliveries."""
+        consumers: dict[str, tuple[int, Callable[[Delivery], None]]] = {
+            UNDERTAKER: (UNDERTAKER_PREFETCH, self._taker(self._bury)),
+            self._callback_queue: (CALLBACK_PREFETCH, self._taker(self._handle_reply)),
+        }
+        for definition in self._registry:
+            consumers[definition.name] = (definition.concurrency, self._taker(self._handle, definition))
+        return consumers
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def drain(self, grace: float) -> int:
+        """Let what is running finish within `grace` seconds; give back what has not started, and then what has not finished.
+
+        Returns how many did not finish.
+        """
+        for task in list(self._waiting):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        unfinished = set(self._tasks)
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished)
+        return len(unfinished)
+
+    def close(self) -> None:
+        self._threads.close()
+
+    def _begin(self, definition: ServiceDefinition, message: Any, cid: str, request: Any) -> Invocation:
+        return Invocation(self.invoker, definition, message, cid, request)
+
+    def _taker(self, handle: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> Callable[[Delivery], None]:
+        def take(delivery: Delivery) -> None:
+            task = asyncio.ensure_future(self._guarded(handle(*args, delivery), delivery))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return take
+
+    async def _guarded(self, handled: Coroutine[Any, Any, None], delivery: Delivery) -> None:
+        """Acknowledge what was handled to its end; give back what was not."""
+        try:
+            await handled
+        except ConnectionLostError:
+            logger.debug("the connection was lost while a message was handled: the broker delivers it again")
+            return
+        except asyncio.CancelledError:
+            delivery.requeue()
+            return
+        except Exception:
+            logger.exception(
+                "a message could not be handled because of an error in ackback itself; it becomes a dead letter"
+            )
+            await self._bury_after_bug(delivery)
+            return
+        delivery.ack()
+
+    async def _handle(self, definition: ServiceDefinition, delivery: Delivery) -> None:
+        outcome = await self._dispatch(definition, delivery, is_reply=False)
+        await self._settle(outcome, delivery)
+
+    async def _dispatch(self, definition: ServiceDefinition, delivery: Delivery, *, is_reply: bool) -> Outcome:
+        slots = self._slots[definition.name]
+        if slots.locked():
+            task = asyncio.current_task()
+            assert task is not None
+            self._waiting.add(task)
+            try:
+                await slots.acquire()
+            finally:
+                self._waiting.discard(task)
+        else:
+            await slots.acquire()
+        try:
+            return await self._dispatcher.dispatch(
+                definition, delivery.message, redelivered=delivery.redelivered, is_reply=is_reply
+            )
+        finally:
+            slots.release()
+
+    async def _handle_reply(self, delivery: Delivery) -> None:
+        message = delivery.message
+        cid = message.correlation_id = message.correlation_id or new_cid()
+        try:
+            headers = h.read(message)
+        except InvalidInputError as error:
+            logger.warning("a reply with invalid headers becomes a dead letter: %s", error, extra={"cid": cid})
+            await self._settle(callbacks.unreadable(message, error), delivery)
+            return
+        decision = callbacks.route(message, headers, cid, self._free)
+        if isinstance(decision, callbacks.RunHere):
+            decision = await self._dispatch(decision.callback, delivery, is_reply=True)
+        elif decision.dead:
+            logger.warning("a reply that names no callback becomes a dead letter", extra={"cid": cid})
+        await self._settle(decision, delivery)
+
+    def _free(self, name: str) -> ServiceDefinition | None:
+        definition = self._registry.get(name)
+        return None if definition is None or self._slots[name].locked() else definition
+
+    async def _bury(self, delivery: Delivery) -> None:
+        await self._settle(undertaker.bury(delivery.message), delivery)
+
+    async def _bury_after_bug(self, delivery: Delivery) -> None:
+        error = problem("error", "Internal error", "an error in ackback itself; see the daemon's log", "")
+        try:
+            await self._publish_own(dead_letter_of(delivery.message, "error", error))
+        except ConnectionLostError:
+            return
+        delivery.ack()
+
+    async def _settle(self, outcome: Outcome, delivery: Delivery) -> None:
+        """Publish all of an outcome and wait until it is confirmed.
+
+        Not if the delivery is lost meanwhile: the message comes again, and with it the same outcome.
+        """
+        if not delivery.live:
+            raise ConnectionLostError("the delivery was lost with its connection")
+        if outcome.reply is not None:
+            await self._send_reply(outcome.reply)
+        if outcome.dead is not None:
+            await self._publish_own(outcome.dead)
+        if outcome.forwards:
+            await asyncio.gather(*(self._forward(one, delivery) for one in outcome.forwards))
+
+    async def _send_reply(self, publishing: Publishing) -> None:
+        """A reply to a queue of ours is never dropped; one to a client that is gone is, unless it asks for a callback."""
+        queue, message = publishing
+        if self.invoker.hosts(queue):
+            await self._publish_own(publishing)
+            return
+        try:
+            await self._publish_accepted(publishing)
+        except UnroutableError:
+            cid = message.correlation_id
+            if h.CALLBACK not in message.headers:
+                logger.warning(
+                    "the reply to %r is dropped: there is no such queue (any more)", queue, extra={"cid": cid}
+                )
+                return
+            detail = f"the reply's queue {queue!r} does not exist, so its callback cannot be reached"
+            logger.warning("%s; it becomes a dead letter", detail, extra={"cid": cid})
+            error = problem("unroutable", "Unroutable reply", detail, str(message.headers.get(h.SERVICE, "")))
+            await self._publish_own(dead_letter_of(message, "unroutable", error))
+
+    async def _forward(self, publishing: Publishing, delivery: Delivery) -> None:
+        name = publishing.routing_key
+        if name in self._registry:
+            await self._publish_own(publishing)
+            return
+        try:
+            await self._publish_accepted(publishing)
+        except UnroutableError:
+            near = self._registry.nearest(name)
+            hint = f"; did you mean {near!r}?" if near else ""
+            detail = f"no daemon hosts the callback service {name!r}: there is no such queue{hint}"
+            logger.warning(
+                "%s; its reply becomes a dead letter", detail, extra={"cid": publishing.message.correlation_id}
+            )
+            outcome = callbacks.no_callback(delivery.message, detail, name)
+            assert outcome.dead is not None
+            await self._publish_own(outcome.dead)
+
+    async def _publish_own(self, publishing: Publishing) -> None:
+        """Publish to a queue of our own, which is declared again should somebody have deleted it."""
+        try:
+            await self._publish_accepted(publishing)
+        except UnroutableError:
+            await self.invoker.declare_own(publishing.routing_key)
+            await self._publish_accepted(publishing)
+
+    async def _publish_accepted(self, publishing: Publishing) -> None:
+        """Publish until the broker accepts: a full queue, or one without its majority of nodes, is waited for."""
+        queue = publishing.routing_key
+        for pause in backoff():
+            try:
+                await self.invoker.publish(publishing)
+            except UnroutableError:
+                raise
+            except NotAcceptedError as error:
+                if queue not in self._refused_once:
+                    self._refused_once.add(queue)
+                    logging.getLogger("ackback").warning("%s; trying again until it is accepted", error)
+                await asyncio.sleep(pause)
+            else:
+                if queue in self._refused_once:
+                    self._refused_once.discard(queue)
+                    logger.info("queue %r accepts messages again", queue)
+                return

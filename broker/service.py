@@ -1,0 +1,204 @@
+"""What service authors subclass, and what a service sees of the message it handles."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, MutableMapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Union
+
+from broker import codec
+from broker.message import Message, Problem
+from broker.retry import Retry
+
+if TYPE_CHECKING:
+    from broker.invoker import Invocation
+
+Callback = Union[str, type["Service"], "Service"]
+Callbacks = Union[Callback, Sequence[Callback]]
+
+
+class Request:
+    """The message being handled. Only what is looked at is decoded."""
+
+    __slots__ = ("_message", "_payload", "attempt", "is_reply", "redelivered", "source")
+    _payload: Any
+
+    def __init__(
+        self, message: Message, *, attempt: int, redelivered: bool, source: str | None, is_reply: bool
+    ) -> None:
+        self._message = message
+        self.attempt = attempt
+        self.redelivered = redelivered
+        self.source = source
+        self.is_reply = is_reply
+
+    @property
+    def payload(self) -> Any:
+        """The parsed value of JSON, a `str` of text, `bytes` of anything else. In a callback, the response's text.
+
+        Raises:
+            InvalidInputError: the body is not what its content type says. Not caught, it ends the invocation as invalid.
+        """
+        try:
+            return self._payload
+        except AttributeError:
+            self._payload = _lenient_text(self._message) if self.is_reply else codec.decode(self._message)
+            return self._payload
+
+    @property
+    def raw(self) -> bytes:
+        """The body as it came."""
+        return self._message.body
+
+    @property
+    def text(self) -> str:
+        """The body as text, in the character set the message names, else UTF-8.
+
+        Raises:
+            InvalidInputError: it is not such text.
+        """
+        return codec.text(self._message)
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The message's headers."""
+        return self._message.headers
+
+    @property
+    def content_type(self) -> str | None:
+        return self._message.content_type
+
+    @property
+    def reply_to(self) -> str | None:
+        """The queue that the reply goes to; None if none is wanted."""
+        return self._message.reply_to
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the message expires (UTC), if it says both when it was sent and how long it lives."""
+        sent, lifetime = self._message.timestamp, self._message.expiration
+        return None if sent is None or lifetime is None else sent + timedelta(milliseconds=lifetime)
+
+
+def _lenient_text(message: Message) -> str:
+    return message.body.decode("utf-8", "replace")
+
+
+class Response:
+    """Where a classic handler leaves its response: `self.response.payload = …`."""
+
+    __slots__ = ("payload",)
+
+    def __init__(self) -> None:
+        self.payload: Any = ""
+
+
+class ServiceLogger(logging.LoggerAdapter[logging.Logger]):
+    """The logger named after the service; each record has `cid`, `service` and `attempt`."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+class Service:
+    """A named unit of work. Subclass it and write `handle`, either `def` or `async def`.
+
+    `handle` takes no argument, or one that has an annotation: the body is then validated against it. What it
+    returns, or else `self.response.payload`, is the response. A callback service may also have
+    `handle_error(self, error: Problem)`, which receives failures.
+
+    An instance handles one message and is then thrown away.
+    """
+
+    name: ClassVar[str]
+    """Given by the class, or made from its module and class name."""
+    concurrency: ClassVar[int]
+    """Messages handled at once, per process."""
+    timeout: ClassVar[float | None]
+    """Seconds that one attempt may take; None for no limit."""
+    retry: ClassVar[Retry | None]
+    """How failures are tried again; None for one attempt."""
+    outbox: ClassVar[bool]
+    """Send the handler's own invocations only once `handle` has returned."""
+    callback: ClassVar[Callbacks | None]
+    """The callback of every invocation that names none."""
+
+    _invocation: Invocation
+
+    @property
+    def cid(self) -> str:
+        """The correlation ID of the invocation being handled; in a callback, the one `invoke_async` returned."""
+        return self._invocation.cid
+
+    @property
+    def request(self) -> Request:
+        return self._invocation.request
+
+    @property
+    def response(self) -> Response:
+        return self._invocation.response
+
+    @property
+    def logger(self) -> ServiceLogger:
+        return self._invocation.logger
+
+    def invoke_async(
+        self,
+        name: str | type[Service],
+        payload: Any = "",
+        *,
+        callback: Callbacks | None = None,
+        expiration: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        cid: str | None = None,
+    ) -> str:
+        """Invoke a service in the background and return the invocation's CID at once.
+
+        Works in `def` and `async def` alike and never waits for the network. The message being handled is
+        acknowledged only after the broker has confirmed the invocation; if it does not (nobody hosts `name`, say), this
+        attempt fails.
+
+        Args:
+            name: the service to invoke, by name or class.
+            payload: `str` and `bytes` go as they are, anything else as JSON.
+            callback: who gets the reply: a name, a class, `self`, or a list of those. Without it: the class's
+                `callback`, else the service `<this one's name>-async-callback` if this process hosts it, else nobody.
+            expiration: seconds after which the request, if not handled yet, is dropped as expired.
+            priority: 0 to 9, as AMQP has it. Quorum queues treat 5 and above as high.
+            headers: further AMQP headers for the request.
+            cid: a CID of your own instead of a derived one.
+
+        Raises:
+            TypeError: the payload cannot be serialised.
+            ServiceDefinitionError: a name cannot be a service's name.
+        """
+        return self._invocation.invoke_async(
+            name,
+            payload,
+            callback=callback,
+            expiration=expiration,
+            priority=priority,
+            headers=headers,
+            cid=cid,
+        )
+
+    def invoke(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
+        """Invoke a service, wait, and return its response. For `def` handlers.
+
+        Raises:
+            RemoteError: the service answered with a failure.
+            TimeoutError: no answer within `timeout` seconds.
+            UnroutableError: nobody hosts it.
+            RuntimeError: called on the event loop; use `await self.call(…)` there.
+        """
+        return self._invocation.invoke(name, payload, timeout=timeout)
+
+    async def call(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
+        """Invoke a service, await and return its response. For `async def` handlers. Raises what `invoke` raises."""
+        return await self._invocation.call(name, payload, timeout=timeout)
+
+
+__all__ = ["Callback", "Callbacks", "Problem", "Request", "Response", "Service", "ServiceLogger"]

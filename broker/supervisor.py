@@ -1,0 +1,157 @@
+"""The parent of several workers, or of one that is restarted when its code changes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from broker.backoff import backoff
+from broker.errors import ConfigurationError
+from broker.log import logger
+
+MAX_DEATHS = 5
+HEALTHY_AFTER = 30.0
+CONFIGURATION_FAILED = 2
+POLL = 0.1
+KILL_AFTER_GRACE = 5.0
+
+
+class Supervisor:
+    """Starts `count` workers, restarts those that die, passes SIGTERM and SIGINT on.
+
+    A worker that has run for 30 s is healthy. Five deaths in a row of workers that were not make the parent give up.
+    """
+
+    def __init__(self, arguments: Sequence[str], count: int, grace: float) -> None:
+        self._arguments = arguments
+        self._count = count
+        self._grace = grace
+        self._workers: dict[int, _Worker] = {}
+        self._signals = 0
+        self._deaths = 0
+        self._pauses = backoff(0.5, 10.0)
+
+    def run(self, changed: Callable[[], bool] = lambda: False) -> int:
+        """Keep the workers running until a signal; return the exit code. They are restarted whenever `changed` says so."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        for index in range(self._count):
+            self._start(index)
+        while not self._signals:
+            time.sleep(POLL)
+            if changed():
+                self._restart_all()
+            for index, worker in list(self._workers.items()):
+                code = worker.process.poll()
+                if code is not None and not self._signals and not self._replace(index, worker, code):
+                    self._stop_all()
+                    return 1
+        return self._stop_all()
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self._signals += 1
+        for worker in self._workers.values():
+            worker.send(number)
+
+    def _start(self, index: int) -> None:
+        self._workers[index] = _Worker(self._arguments)
+
+    def _replace(self, index: int, worker: _Worker, code: int) -> bool:
+        """Start another worker in the place of one that died; False if that has happened too often."""
+        if code == CONFIGURATION_FAILED:
+            logger.error("a worker cannot start (see above); stopping")
+            return False
+        if time.monotonic() - worker.started > HEALTHY_AFTER:
+            self._deaths, self._pauses = 0, backoff(0.5, 10.0)
+        self._deaths += 1
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if self._deaths >= MAX_DEATHS:
+            logger.error("worker %d died (%s), the %dth in a row: giving up", worker.process.pid, how, self._deaths)
+            return False
+        pause = next(self._pauses)
+        logger.warning("worker %d died (%s); starting another in %.1f s", worker.process.pid, how, pause)
+        until = time.monotonic() + pause
+        while time.monotonic() < until and not self._signals:
+            time.sleep(POLL)
+        if not self._signals:
+            self._start(index)
+        return True
+
+    def _restart_all(self) -> None:
+        logger.info("files have changed: restarting")
+        self._stop_all()
+        for index in range(self._count):
+            self._start(index)
+
+    def _stop_all(self) -> int:
+        """End the workers, by force if they outlast their grace; 0 if all ended well."""
+        codes = []
+        deadline = time.monotonic() + self._grace + KILL_AFTER_GRACE
+        for worker in self._workers.values():
+            if not self._signals:
+                worker.send(signal.SIGTERM)
+        for worker in self._workers.values():
+            codes.append(worker.wait(deadline))
+        self._workers.clear()
+        return 0 if all(code == 0 for code in codes) else 1
+
+
+class _Worker:
+    """A child process. It holds the other end of a pipe, so it notices if this process is killed."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        command = [sys.executable, "-m", "broker", *arguments]
+        # In a group of its own: Ctrl-C on a terminal reaches only the parent, which passes it on once.
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0)  # noqa: S603
+        self.started = time.monotonic()
+
+    def send(self, number: int) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def wait(self, deadline: float) -> int:
+        try:
+            code = self.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            logger.warning("worker %d does not stop: killing it", self.process.pid)
+            self.process.kill()
+            code = self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
+        return code
+
+
+def watcher(paths: Sequence[Path]) -> Callable[[], bool]:
+    """A function that says whether a Python or TOML file below `paths` has changed since it was last asked.
+
+    Raises:
+        ConfigurationError: watchfiles is not installed.
+    """
+    try:
+        from watchfiles import DefaultFilter, watch
+    except ImportError:
+        raise ConfigurationError("--reload needs watchfiles: pip install 'ackback[reload]'") from None
+
+    class Sources(DefaultFilter):
+        def __call__(self, change: object, path: str) -> bool:
+            return path.endswith((".py", ".toml")) and super().__call__(change, path)  # type: ignore[arg-type]
+
+    changes = watch(
+        *paths,
+        watch_filter=Sources(),
+        rust_timeout=1,
+        yield_on_timeout=True,
+        raise_interrupt=False,
+        debounce=50,
+        step=10,
+    )
+    return lambda: bool(next(changes, ()))
+
+
+__all__ = ["Supervisor", "os", "watcher"]

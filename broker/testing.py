@@ -1,0 +1,300 @@
+"""A pytest plugin for the users' own tests.
+
+    async def test_price(services):
+        quote = await services.call("orders.price", {"item": "screen"})
+        assert quote["total"] == "219.00"
+
+`services` runs the services of the project's configuration on the embedded broker; with `pytest --ackback-url URL` the same
+tests run against RabbitMQ. Such tests need no other plugin for `async def`. `ackback_rabbitmq` starts a RabbitMQ in a container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from broker.client import AsyncClient
+    from broker.daemon import Daemon
+    from broker.message import Message, Problem
+    from broker.registry import Registry
+    from broker.settings import Settings
+    from broker.transport import Transport
+
+SETTLE_TIMEOUT = 30.0
+READY_TIMEOUT = 30.0
+_POLL = 0.005
+# RabbitMQ counts a queue's messages a moment after the fact: nothing in flight must be seen so often in a row.
+_CALM_LOOKS = 4
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ackback")
+    group.addoption(
+        "--ackback-url",
+        metavar="URL",
+        default="memory://",
+        help="run the `services` fixture against this RabbitMQ instead of the embedded broker",
+    )
+    parser.addini(
+        "ackback_config", "the configuration for the `services` fixture, relative to the root directory", default=""
+    )
+    parser.addini(
+        "ackback_services", "services folders or modules, instead of the configuration's", type="linelist", default=[]
+    )
+
+
+@pytest.fixture
+def services(request: pytest.FixtureRequest) -> Iterator[Services]:
+    """The project's services, running; see `Services`."""
+    config = request.config
+    yield from running_services(
+        url=config.getoption("--ackback-url"),
+        config=str(config.rootpath / name) if (name := config.getini("ackback_config")) else None,
+        paths=[
+            str(config.rootpath / path) if (config.rootpath / path).exists() else path
+            for path in config.getini("ackback_services")
+        ]
+        or None,
+    )
+
+
+@pytest.fixture(scope="session")
+def ackback_rabbitmq() -> Iterator[str]:
+    """The URL of a RabbitMQ 4 in a container, started for this session with testcontainers and removed after it."""
+    with rabbitmq_container() as url:
+        yield url
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an `async def` test that uses `services` on the loop that the services run on."""
+    found = pyfuncitem.funcargs.get("services")
+    if not isinstance(found, Services) or not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    found._runner.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter: why, which service, and the message as it came."""
+
+    reason: str
+    service: str
+    cid: str
+    error: Problem
+    message: Message
+
+
+class _Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class Services:
+    """Services that run for one test, and the calls to them.
+
+    `client` is an `AsyncClient`; its calls are here directly, too.
+    """
+
+    def __init__(self, runner: asyncio.Runner, settings: Settings, registry: Registry, transport: Transport) -> None:
+        self._runner = runner
+        self._settings = settings
+        self._registry = registry
+        self._transport = transport
+        self._records = _Records()
+        self._dead: list[DeadLetter] = []
+        self._daemon: Daemon
+        self._serving: asyncio.Task[int]
+        self._inspect: _Inspector
+        self.client: AsyncClient
+
+    @property
+    def logged(self) -> list[logging.LogRecord]:
+        """The records that the services logged, in order; each has `cid`, `service` and `attempt`."""
+        return [record for record in self._records.records if hasattr(record, "cid")]
+
+    @property
+    def dead(self) -> list[DeadLetter]:
+        """The dead letters so far, in order."""
+        return list(self._dead)
+
+    async def invoke_async(self, name: Any, payload: Any = "", **options: Any) -> str:
+        """See `AsyncClient.invoke_async`."""
+        return await self.client.invoke_async(name, payload, **options)
+
+    async def call(self, name: Any, payload: Any = "", *, timeout: float = 30.0) -> Any:
+        """See `AsyncClient.call`."""
+        return await self.client.call(name, payload, timeout=timeout)
+
+    async def settle(self, timeout: float = SETTLE_TIMEOUT) -> None:
+        """Wait until nothing is in flight: all queues of the services are empty and nothing is being handled.
+
+        Raises:
+            TimeoutError: something still is after `timeout` seconds.
+        """
+        calm = 0
+        async with asyncio.timeout(timeout):
+            while calm < _CALM_LOOKS:
+                idle = not self._daemon.busy() and not await self._inspect.waiting() and not self._daemon.busy()
+                calm = calm + 1 if idle else 0
+                await asyncio.sleep(_POLL)
+
+    async def start(self) -> None:
+        from broker.client import AsyncClient
+        from broker.daemon import Daemon
+
+        logging.getLogger().addHandler(self._records)
+        self._daemon = Daemon(self._settings, self._registry, self._transport)
+        self._serving = asyncio.ensure_future(self._daemon.run())
+        ready = asyncio.ensure_future(self._daemon.ready.wait())
+        await asyncio.wait({self._serving, ready}, return_when=asyncio.FIRST_COMPLETED, timeout=READY_TIMEOUT)
+        if not ready.done():
+            ready.cancel()
+            self._serving.cancel()
+            if self._serving.done():
+                self._serving.result()
+            raise TimeoutError(f"the services were not ready within {READY_TIMEOUT:g} s at {self._transport.address}")
+        self.client = AsyncClient(settings=self._settings, transport=self._transport)
+        await self.client._connected()
+        self._inspect = await _Inspector.open(self._settings, self._registry, self._transport)
+        await self._inspect.collect_dead_letters(self._on_dead)
+
+    async def stop(self) -> None:
+        await self.client.close()
+        self._daemon.stop()
+        await self._serving
+        await self._inspect.close()
+        logging.getLogger().removeHandler(self._records)
+
+    def _on_dead(self, message: Message) -> None:
+        from broker import outcome
+        from broker.message import Problem
+
+        headers = message.headers
+        service = str(headers.get(outcome.DEAD_SERVICE, ""))
+        error = Problem.from_json(str(headers.get(outcome.DEAD_ERROR, "")).encode(), service)
+        self._dead.append(
+            DeadLetter(str(headers.get(outcome.DEAD_REASON)), service, message.correlation_id or "", error, message)
+        )
+
+
+class _Inspector:
+    """Looks into the queues: how many messages wait, and which dead letters come."""
+
+    def __init__(self, connection: Any, queues: list[str], transport: Transport, channel: Any) -> None:
+        self._connection = connection
+        self._queues = queues
+        self._transport = transport
+        self._channel = channel
+
+    @classmethod
+    async def open(cls, settings: Settings, registry: Registry, transport: Transport) -> _Inspector:
+        from broker.topology import durable_queues
+        from broker.transport.memory import MemoryBroker
+
+        queues = [queue.name for queue in durable_queues((one.name for one in registry), settings.callbacks.queue)]
+        channel = None
+        if not isinstance(transport, MemoryBroker):
+            import aiormq
+
+            counting = await aiormq.connect(settings.urls[0])
+            channel = await counting.channel()
+        return cls(await transport.connect(), queues, transport, channel)
+
+    async def collect_dead_letters(self, on_dead: Callable[[Message], None]) -> None:
+        from broker.naming import DEAD_LETTERS
+        from broker.transport import Delivery
+
+        def on_delivery(delivery: Delivery) -> None:
+            on_dead(delivery.message)
+            delivery.ack()
+
+        await self._connection.consume(DEAD_LETTERS, 1000, on_delivery, lambda _: None)
+
+    async def waiting(self) -> int:
+        from broker.transport.memory import MemoryBroker
+
+        if isinstance(self._transport, MemoryBroker):
+            return sum(self._transport.depth(queue) for queue in self._queues)
+        count = 0
+        for queue in self._queues:
+            count += (await self._channel.queue_declare(queue, passive=True)).message_count or 0
+        return count
+
+    async def close(self) -> None:
+        await self._connection.close()
+        if self._channel is not None:
+            await self._channel.connection.close()
+
+
+def running_services(
+    url: str = "memory://", config: str | None = None, paths: list[str] | None = None
+) -> Iterator[Services]:
+    """Run services for as long as the iterator is held: the body of the fixture `services`, for fixtures of your own."""
+    from broker import registry
+    from broker.settings import Settings
+    from broker.transport import create
+
+    settings = Settings.load(config).with_changes("broker", url=[url])
+    found = registry.load(settings, paths)
+    with asyncio.Runner() as runner:
+        running = Services(runner, settings, found, create(settings.urls, settings.broker.transport))
+        runner.run(running.start())
+        try:
+            yield running
+        finally:
+            runner.run(running.stop())
+
+
+class rabbitmq_container:  # noqa: N801  # used like a function: `with rabbitmq_container() as url:`
+    """A RabbitMQ in a container of its own, and its URL.
+
+    With `host`, its port is published on that address alone, and the URL says so; else as testcontainers does by default.
+
+    Raises:
+        pytest.UsageError: testcontainers is not installed.
+    """
+
+    def __init__(self, image: str = "rabbitmq:4-management", host: str | None = None) -> None:
+        try:
+            with warnings.catch_warnings():
+                # Its own module warns of its own decorator.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                from testcontainers.community.rabbitmq import RabbitMqContainer
+        except ImportError:
+            raise pytest.UsageError("this needs testcontainers: pip install 'ackback[test]'") from None
+        self._container = RabbitMqContainer(image)
+        if host is not None:
+            ports: dict[Any, Any] = self._container.ports
+            ports[self._container.port] = (host,)
+            self._container.__dict__["get_container_host_ip"] = lambda: host
+
+    def __enter__(self) -> str:
+        try:
+            self._container.start()
+        except BaseException:
+            self._container.stop()
+            raise
+        parameters = self._container.get_connection_params()
+        credentials = parameters.credentials
+        return f"amqp://{credentials.username}:{credentials.password}@{parameters.host}:{parameters.port}/"
+
+    def __exit__(self, *_: object) -> None:
+        self._container.stop()
+
+
+__all__ = ["DeadLetter", "Services", "ackback_rabbitmq", "rabbitmq_container", "running_services", "services"]

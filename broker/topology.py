@@ -1,0 +1,48 @@
+"""Every queue that ackback declares: its name and its arguments.
+
+All durable queues are quorum queues, so what they confirmed is on a majority of disks. Messages that the broker itself
+gives up on (expired, delivered too often) go to the undertaker's queue, whose consumer files them as dead letters.
+`at-least-once` with `reject-publish` makes that move safe, too: the message leaves its queue only once the
+undertaker's queue has confirmed it (https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from broker.naming import DEAD_LETTERS, RESERVED_PREFIX
+from broker.transport import Queue
+
+UNDERTAKER = RESERVED_PREFIX + "undertaker"
+DELIVERY_LIMIT = 20
+
+_WORK: Mapping[str, Any] = MappingProxyType(
+    {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": UNDERTAKER,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+)
+# Without a limit: what is dead must not die again. RabbitMQ 4 would set one of 20 by default.
+_KEPT: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum", "x-delivery-limit": -1})
+
+
+def own_queue(name: str) -> Queue:
+    """A durable queue of ackback's: a service's, the callback queue, or one of the dead letters' two."""
+    return Queue(name, _KEPT if name in (DEAD_LETTERS, UNDERTAKER) else _WORK)
+
+
+def durable_queues(services: Iterable[str], callback_queue: str) -> list[Queue]:
+    """What a daemon that hosts `services` declares, the dead letters' way first."""
+    return [own_queue(name) for name in (DEAD_LETTERS, UNDERTAKER, callback_queue, *services)]
+
+
+def reply_queue() -> Queue:
+    """A queue for the replies to one connection's own calls; it goes when the connection goes."""
+    return Queue(f"{RESERVED_PREFIX}reply.{secrets.token_hex(8)}", exclusive=True)

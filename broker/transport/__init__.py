@@ -1,0 +1,119 @@
+"""What the core asks of a transport, and nothing more.
+
+A transport makes connections. A connection declares queues, publishes with confirms, consumes with acknowledgements, and
+says when it is lost. It never reconnects by itself: who holds it decides what to do then. All calls are made on the
+event loop that made the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from broker.message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue, or one that belongs to its connection alone and goes with it (`exclusive`)."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    exclusive: bool = False
+
+
+class Delivery(Protocol):
+    """One message handed to a consumer. Exactly one of `ack` and `requeue` is called, once.
+
+    Both return at once; on a connection that is lost they do nothing, as the broker delivers the message again.
+    """
+
+    @property
+    def message(self) -> Message: ...
+    @property
+    def redelivered(self) -> bool: ...
+    @property
+    def live(self) -> bool:
+        """Whether an acknowledgement would still reach the broker. If not, it delivers the message again."""
+
+    def ack(self) -> None:
+        """The message is dealt with."""
+
+    def requeue(self) -> None:
+        """Give the message back to its queue, to be delivered again."""
+
+
+class Consumer(Protocol):
+    async def cancel(self) -> None:
+        """End the deliveries. What was delivered may still be acknowledged."""
+
+
+class Connection(Protocol):
+    """A live connection to a broker."""
+
+    lost: asyncio.Future[str]
+    """Done when the connection has ended without `close`; its result says why."""
+
+    async def declare(self, queue: Queue) -> None:
+        """Make sure that the queue exists, as described.
+
+        Raises:
+            ConfigurationError: it exists with other arguments, or the user may not declare it.
+            ConnectionLostError: the connection ended.
+        """
+
+    def publish(self, publishing: tuple[str, Message]) -> asyncio.Future[None]:
+        """Publish, mandatory and persistent, to the queue that the routing key names; done once the broker has confirmed.
+
+        The future raises:
+            UnroutableError: there is no such queue.
+            NotAcceptedError: the broker refused the message (a full queue, say).
+            ConnectionLostError: the connection ended first; the message may or may not have been accepted.
+        """
+
+    async def consume(
+        self,
+        queue: str,
+        prefetch: int,
+        on_delivery: Callable[[Delivery], None],
+        on_cancelled: Callable[[str], None],
+    ) -> Consumer:
+        """Start deliveries, at most `prefetch` of them unacknowledged.
+
+        `on_cancelled` is called with the reason if the broker ends the deliveries (the queue was deleted, say) while the
+        connection lives on.
+
+        Raises:
+            ConfigurationError: there is no such queue, or the user may not read it.
+            ConnectionLostError: the connection ended.
+        """
+
+    async def close(self) -> None:
+        """Flush what is acknowledged and end the connection. Everything unacknowledged goes back to its queue."""
+
+
+class Transport(Protocol):
+    @property
+    def address(self) -> str:
+        """Where it connects to, fit to be shown: no password."""
+
+    async def connect(self) -> Connection:
+        """Connect.
+
+        Raises:
+            BrokerUnavailableError: nothing answers there, or it refuses us; the message says which.
+        """
+
+
+def create(urls: list[str], name: str = "auto") -> Transport:
+    """The transport that the configuration names, for these URLs."""
+    if urls[0].startswith("memory:"):
+        from broker.transport.memory import MemoryBroker
+
+        return MemoryBroker()
+    from broker.transport.amqp import AmqpTransport
+
+    return AmqpTransport(urls)

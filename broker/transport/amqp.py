@@ -1,0 +1,403 @@
+"""The reference transport: aio-pika, one connection to publish and one to consume.
+
+Apart, because RabbitMQ stops reading from a connection that publishes when it raises an alarm: acknowledgements on the same
+connection would be stuck behind it. aio-pika makes the connections and channels; messages go through aiormq's
+channel below it, as aio-pika's own message class rounds some properties.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import aio_pika
+import aiormq
+from aiormq import exceptions as amqp
+from pamqp.commands import Basic
+from yarl import URL
+
+from broker.errors import (
+    AckbackError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    ConnectionLostError,
+    NotAcceptedError,
+    UnroutableError,
+)
+from broker.message import Message
+from broker.settings import masked
+from broker.transport import Delivery, Queue
+
+CONNECT_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 5.0
+# aiormq gives a connection up after three of these and some seconds without a frame; RabbitMQ after two.
+HEARTBEAT = 10
+PERSISTENT = 2
+
+_INEQUIVALENT = re.compile(
+    r"inequivalent arg '(?P<key>[^']+)' for queue .*?: received (?P<ours>.*?) but current is (?P<theirs>.*)"
+)
+_OF_TYPE = re.compile(r"(?:the value )?'([^']*)'(?: of type '[^']*')?")
+
+
+class AmqpTransport:
+    """Connects to the first of `urls` that answers."""
+
+    def __init__(self, urls: list[str]) -> None:
+        self._urls = urls
+
+    @property
+    def address(self) -> str:
+        return ", ".join(masked(url) for url in self._urls)
+
+    async def connect(self) -> AmqpConnection:
+        problems = []
+        for url in self._urls:
+            try:
+                return await self._connect(url)
+            except BrokerUnavailableError as error:
+                problems.append(str(error))
+        raise BrokerUnavailableError("; ".join(problems))
+
+    @staticmethod
+    async def _connect(url: str) -> AmqpConnection:
+        opened: list[Any] = []
+        with_heartbeat = URL(url) if "heartbeat" in URL(url).query else URL(url).update_query(heartbeat=HEARTBEAT)
+        try:
+            for purpose in ("publish", "consume"):
+                opened.append(
+                    await aio_pika.connect(
+                        with_heartbeat,
+                        timeout=CONNECT_TIMEOUT,
+                        client_properties={"connection_name": f"ackback {purpose}", "product": "ackback"},
+                    )
+                )
+            connection = AmqpConnection(*opened)
+            await connection.open()
+            return connection
+        except BaseException as error:
+            for one in opened:
+                with suppress(Exception):
+                    await one.close()
+            if isinstance(error, (OSError, amqp.AMQPError, TimeoutError, RuntimeError)):
+                raise BrokerUnavailableError(_explain_connect(url, error)) from None
+            raise
+
+
+def _explain_connect(url: str, error: BaseException) -> str:
+    parts = urlsplit(url)
+    place = f"RabbitMQ at {parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
+    cause = error.__cause__ if error.__cause__ is not None else error
+    vhost = unquote(parts.path[1:]) or "/"
+    text = " ".join(str(arg) for arg in error.args)
+    if isinstance(error, amqp.ProbableAuthenticationError):
+        return f"{place} refuses user {parts.username or 'guest'!r}: the name or the password is wrong"
+    if isinstance(error, TimeoutError):
+        return f"{place} does not answer within {CONNECT_TIMEOUT:g} s"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"{place}: its TLS certificate is not valid here: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError):
+        return f"{place}: no TLS connection: {cause.reason or cause}"
+    if isinstance(cause, socket.gaierror):
+        return f"the host name {parts.hostname!r} cannot be resolved: {cause.strerror}"
+    if "vhost" in text:
+        return f"{place} does not let user {parts.username or 'guest'!r} into virtual host {vhost!r}: {text}"
+    if isinstance(cause, ConnectionRefusedError) or "Connect call failed" in text or "refused" in text.lower():
+        return f"{place} is not there: the connection was refused"
+    return f"{place} cannot be used: {text or type(error).__name__}"
+
+
+class AmqpConnection:
+    """Two connections that live and end together."""
+
+    def __init__(self, publishing: aio_pika.abc.AbstractConnection, consuming: aio_pika.abc.AbstractConnection) -> None:
+        self._connections = (publishing, consuming)
+        self._loop = asyncio.get_running_loop()
+        self._ending = False
+        self._by_message_id: dict[str, asyncio.Future[None]] = {}
+        self._writes: set[asyncio.Task[None]] = set()
+        self._publisher: aiormq.abc.AbstractChannel
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+
+    async def open(self) -> None:
+        publishing, consuming = self._connections
+        publishing.close_callbacks.add(self._on_closed)
+        consuming.close_callbacks.add(self._on_closed)
+        channel = publishing.channel(publisher_confirms=True, on_return_raises=True)
+        channel.close_callbacks.add(self._on_closed)
+        await channel.initialize()
+        self._publisher = await channel.get_underlay_channel()
+        self._publishing_channel = channel
+
+    async def declare(self, queue: Queue) -> None:
+        # A refused declaration closes its channel, so each has its own. An exclusive queue belongs to the connection.
+        try:
+            channel = self._connections[1].channel(publisher_confirms=False)
+            await channel.initialize()
+            underlay = await channel.get_underlay_channel()
+            await underlay.queue_declare(
+                queue.name,
+                durable=not queue.exclusive,
+                exclusive=queue.exclusive,
+                arguments=dict(queue.arguments) or None,
+            )
+            await channel.close()
+        except (amqp.ChannelPreconditionFailed, amqp.ChannelLockedResource) as error:
+            raise ConfigurationError(_explain_mismatch(queue.name, str(error.args[0]))) from None
+        except amqp.ChannelAccessRefused as error:
+            raise ConfigurationError(_explain_refusal(f"declare queue {queue.name!r}", "configure", error)) from None
+        except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
+            raise self._ended(error) from None
+
+    def publish(self, publishing: tuple[str, Message]) -> asyncio.Future[None]:
+        routing_key, message = publishing
+        return self._loop.create_task(self._publish(routing_key, message))
+
+    async def _publish(self, routing_key: str, message: Message) -> None:
+        # aiormq finds the publish that a return belongs to by its message ID: no two in flight may share one.
+        message_id = message.message_id
+        while message_id and (earlier := self._by_message_id.get(message_id)):
+            await asyncio.wait([earlier])
+        done = self._loop.create_future()
+        if message_id:
+            self._by_message_id[message_id] = done
+        try:
+            await self._publisher.basic_publish(
+                message.body,
+                exchange="",
+                routing_key=routing_key,
+                properties=_properties(message),
+                mandatory=True,
+                wait=False,  # type: ignore[call-arg]  # aiormq's channel takes it, its abstract class forgot it
+            )
+        except amqp.PublishError:
+            raise UnroutableError(routing_key) from None
+        except amqp.DeliveryError:
+            raise NotAcceptedError(
+                f"RabbitMQ refused a message for queue {routing_key!r} (basic.nack): the queue is full or has no majority of its nodes"
+            ) from None
+        except (amqp.AMQPError, OSError, RuntimeError) as error:
+            raise self._ended(error) from None
+        except asyncio.CancelledError:
+            if self._ending or self._publisher.is_closed:
+                raise self._ended(None) from None
+            raise
+        finally:
+            if message_id:
+                del self._by_message_id[message_id]
+            done.set_result(None)
+
+    async def consume(
+        self,
+        queue: str,
+        prefetch: int,
+        on_delivery: Callable[[Delivery], None],
+        on_cancelled: Callable[[str], None],
+    ) -> AmqpConsumer:
+        try:
+            channel = self._connections[1].channel(publisher_confirms=False)
+            await channel.initialize()
+            underlay = await channel.get_underlay_channel()
+            await underlay.basic_qos(prefetch_count=prefetch)
+            consumer = AmqpConsumer(self, queue, channel, underlay, on_delivery, on_cancelled)
+            await consumer.start()
+            return consumer
+        except amqp.ChannelNotFoundEntity:
+            raise ConfigurationError(f"there is no queue {queue!r} to consume") from None
+        except amqp.ChannelAccessRefused as error:
+            raise ConfigurationError(_explain_refusal(f"read queue {queue!r}", "read", error)) from None
+        except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
+            raise self._ended(error) from None
+
+    async def close(self) -> None:
+        self._ending = True
+        if self._writes:
+            await asyncio.wait(self._writes, timeout=CLOSE_TIMEOUT)
+        for connection in self._connections:
+            with suppress(Exception):
+                await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT)
+
+    def write(self, coroutine: Any) -> None:
+        """Run an acknowledgement to its end in the background; one that a lost connection breaks is of no use."""
+        task = self._loop.create_task(_quietly(coroutine))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+
+    def _on_closed(self, _: object, error: BaseException | None) -> None:
+        if self._ending:
+            return
+        self._ending = True
+        self.lost.set_result(_explain_closed(error))
+        self.write(self._close_both())
+
+    async def _close_both(self) -> None:
+        for connection in self._connections:
+            with suppress(Exception):
+                await connection.close()
+
+    def _ended(self, error: BaseException | None) -> ConnectionLostError:
+        if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
+            raise error
+        return ConnectionLostError(self.lost.result() if self.lost.done() else _explain_closed(error))
+
+
+class AmqpConsumer:
+    """One queue's consumer on a channel of its own, so that what closes one channel stops no other."""
+
+    def __init__(
+        self,
+        connection: AmqpConnection,
+        queue: str,
+        channel: aio_pika.abc.AbstractChannel,
+        underlay: aiormq.abc.AbstractChannel,
+        on_delivery: Callable[[Delivery], None],
+        on_cancelled: Callable[[str], None],
+    ) -> None:
+        self._connection = connection
+        self._queue = queue
+        self._channel = channel
+        self._underlay = underlay
+        self._on_delivery = on_delivery
+        self._on_cancelled = on_cancelled
+        self._tag: str | None = None
+        self._ended = False
+
+    async def start(self) -> None:
+        self._underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
+        answer = await self._underlay.basic_consume(self._queue, self._deliver)
+        self._tag = answer.consumer_tag
+        self._channel.close_callbacks.add(self._on_channel_closed)
+
+    async def cancel(self) -> None:
+        self._ended = True
+        with suppress(amqp.AMQPError, OSError, RuntimeError):
+            assert self._tag is not None
+            await self._underlay.basic_cancel(self._tag)
+
+    async def _deliver(self, delivered: aiormq.abc.DeliveredMessage) -> None:
+        # aiormq cancels the task that runs this when the channel closes: nothing may be awaited here.
+        self._on_delivery(AmqpDelivery(self._connection, self._underlay, delivered))
+
+    def _on_cancel(self, _: object) -> None:
+        self._end(f"RabbitMQ ended the deliveries from queue {self._queue!r} (it was deleted, or its leader moved)")
+
+    def _on_channel_closed(self, _: object, error: BaseException | None) -> None:
+        if not self._connection._ending:
+            self._end(f"RabbitMQ closed the channel of queue {self._queue!r}: {_explain_closed(error)}")
+
+    def _end(self, reason: str) -> None:
+        if not self._ended:
+            self._ended = True
+            self._on_cancelled(reason)
+
+
+class AmqpDelivery:
+    __slots__ = ("_channel", "_connection", "_delivered", "message", "redelivered")
+
+    def __init__(
+        self,
+        connection: AmqpConnection,
+        channel: aiormq.abc.AbstractChannel,
+        delivered: aiormq.abc.DeliveredMessage,
+    ) -> None:
+        self._connection = connection
+        self._channel = channel
+        self._delivered = delivered
+        self.message = _message(delivered)
+        self.redelivered = bool(delivered.redelivered)
+
+    @property
+    def live(self) -> bool:
+        return not self._channel.is_closed
+
+    def ack(self) -> None:
+        self._connection.write(self._channel.basic_ack(self._tag, wait=False))
+
+    def requeue(self) -> None:
+        self._connection.write(self._channel.basic_nack(self._tag, requeue=True, wait=False))
+
+    @property
+    def _tag(self) -> int:
+        tag = self._delivered.delivery_tag
+        assert tag is not None
+        return tag
+
+
+async def _quietly(coroutine: Any) -> None:
+    with suppress(amqp.AMQPError, OSError, RuntimeError):
+        await coroutine
+
+
+def _message(delivered: aiormq.abc.DeliveredMessage) -> Message:
+    properties = delivered.header.properties
+    return Message(
+        body=delivered.body,
+        headers=properties.headers or {},
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        message_id=properties.message_id,
+        expiration=int(properties.expiration) if properties.expiration else None,
+        priority=properties.priority,
+        timestamp=properties.timestamp,
+        type=properties.message_type,
+        user_id=properties.user_id,
+        app_id=properties.app_id,
+    )
+
+
+def _properties(message: Message) -> Basic.Properties:
+    return Basic.Properties(
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        headers=_table(message.headers) if message.headers else None,
+        delivery_mode=PERSISTENT,
+        priority=message.priority,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        expiration=None if message.expiration is None else str(message.expiration),
+        message_id=message.message_id,
+        timestamp=message.timestamp,
+        message_type=message.type,
+        app_id=message.app_id,
+    )
+
+
+def _table(value: Any) -> Any:
+    # pamqp reads a byte array as bytes and writes it only from a bytearray.
+    if isinstance(value, dict):
+        return {key: _table(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_table(item) for item in value]
+    return bytearray(value) if isinstance(value, bytes) else value
+
+
+def _explain_mismatch(queue: str, text: str) -> str:
+    if not (match := _INEQUIVALENT.search(text)):
+        return f"queue {queue!r} cannot be declared: {text}"
+    ours, theirs = (_OF_TYPE.sub(r"\1", match[side]) for side in ("ours", "theirs"))
+    return (
+        f"queue {queue!r} exists with other arguments: {match['key']} is {theirs} there and {ours} here; "
+        f"delete the queue once it is empty (rabbitmqctl delete_queue {queue}), and start again"
+    )
+
+
+def _explain_refusal(what: str, permission: str, error: AckbackError | amqp.AMQPError) -> str:
+    return (
+        f"the user may not {what}: it lacks the {permission} permission ({error.args[0]}); "
+        "grant it with rabbitmqctl set_permissions"
+    )
+
+
+def _explain_closed(error: BaseException | None) -> str:
+    if error is None or isinstance(error, asyncio.CancelledError):
+        return "the connection was lost"
+    text = " ".join(str(arg) for arg in error.args if arg is not None)
+    return text or type(error).__name__

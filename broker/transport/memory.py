@@ -1,0 +1,343 @@
+"""A broker inside the process, for demonstrations and unit tests.
+
+It keeps what RabbitMQ's quorum queues promise as long as the process lives: confirms, mandatory returns, prefetch, redelivery,
+delivery limits, expiration and dead-lettering, full queues, exclusive queues, cancelled consumers. Time passes by the event loop's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
+from broker.message import Message
+from broker.transport import Delivery, Queue
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    message: Message
+    expires: float | None
+    deliveries: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Queue:
+    declared: Queue
+    owner: MemoryConnection | None
+    ready: deque[_Item] = field(default_factory=deque)
+    consumers: deque[MemoryConsumer] = field(default_factory=deque)
+    unacked: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+
+class MemoryBroker:
+    """The broker, and the transport that connects to it. Pass one to a daemon and to its clients to let them meet."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, _Queue] = {}
+        self._connections: list[MemoryConnection] = []
+        self._blocked: deque[Callable[[], None]] | None = None
+
+    @property
+    def address(self) -> str:
+        return "memory://"
+
+    async def connect(self) -> MemoryConnection:
+        connection = MemoryConnection(self)
+        self._connections.append(connection)
+        return connection
+
+    def depth(self, queue: str) -> int:
+        """Messages in a queue, ready and unacknowledged; 0 if there is no such queue."""
+        found = self._queues.get(queue)
+        return len(found.ready) + found.unacked if found else 0
+
+    def ready(self, queue: str) -> list[Message]:
+        """The messages that wait in a queue, in order."""
+        found = self._queues.get(queue)
+        return [item.message for item in found.ready] if found else []
+
+    def idle(self) -> bool:
+        """Whether nothing is being delivered or waits for a consumer that is there to take it."""
+        return all(not q.unacked and not (q.ready and q.consumers) for q in self._queues.values()) and not self._blocked
+
+    def drop_connections(self, reason: str = "the broker went away") -> None:
+        """End every connection, as a broker that restarts does."""
+        for connection in list(self._connections):
+            connection._end(reason)
+
+    def block(self) -> None:
+        """Raise a resource alarm: what is published from now on waits for `unblock`."""
+        self._blocked = deque() if self._blocked is None else self._blocked
+
+    def unblock(self) -> None:
+        waiting, self._blocked = self._blocked, None
+        for publish in waiting or ():
+            publish()
+
+    def delete(self, name: str) -> None:
+        """Delete a queue with what is in it; its consumers are cancelled."""
+        queue = self._queues.pop(name, None)
+        if queue is None:
+            return
+        if queue.timer:
+            queue.timer.cancel()
+        for consumer in queue.consumers:
+            consumer.active = False
+            consumer.connection._loop.call_soon(consumer.on_cancelled, f"queue {name!r} was deleted")
+
+    def _declare(self, queue: Queue, connection: MemoryConnection) -> None:
+        existing = self._queues.get(queue.name)
+        if existing is None:
+            self._queues[queue.name] = _Queue(queue, connection if queue.exclusive else None)
+        elif existing.owner not in (None, connection):
+            raise ConfigurationError(f"queue {queue.name!r} belongs to another connection alone (it is exclusive)")
+        elif difference := _difference(existing.declared.arguments, queue.arguments):
+            raise ConfigurationError(
+                f"queue {queue.name!r} exists with other arguments: {difference}; delete the queue once it is empty, "
+                "and start again"
+            )
+
+    def _publish(self, routing_key: str, message: Message, confirm: asyncio.Future[None]) -> None:
+        if self._blocked is not None:
+            self._blocked.append(lambda: self._publish(routing_key, message, confirm))
+            return
+        if confirm.done():
+            return
+        queue = self._queues.get(routing_key)
+        if queue is None:
+            confirm.set_exception(UnroutableError(routing_key))
+        elif self._is_full(queue):
+            confirm.set_exception(NotAcceptedError(f"queue {routing_key!r} is full: RabbitMQ refused the message"))
+        else:
+            self._enqueue(queue, copy(message))
+            confirm.set_result(None)
+
+    @staticmethod
+    def _is_full(queue: _Queue) -> bool:
+        limit = queue.declared.arguments.get("x-max-length")
+        return limit is not None and len(queue.ready) + queue.unacked >= limit
+
+    def _enqueue(self, queue: _Queue, message: Message) -> None:
+        lifetimes = [t for t in (message.expiration, queue.declared.arguments.get("x-message-ttl")) if t is not None]
+        loop = asyncio.get_running_loop()
+        expires = loop.time() + min(lifetimes) / 1000 if lifetimes else None
+        queue.ready.append(_Item(message, expires))
+        self._pump(queue)
+
+    def _pump(self, queue: _Queue) -> None:
+        """Hand what is ready to the consumers in turn, as far as their prefetch goes; bury what has expired at the head."""
+        loop = asyncio.get_running_loop()
+        if queue.timer:
+            queue.timer.cancel()
+            queue.timer = None
+        while queue.ready:
+            item = queue.ready[0]
+            if item.expires is not None and item.expires <= loop.time():
+                queue.ready.popleft()
+                self._dead_letter(queue, item, "expired")
+                continue
+            consumer = self._next_consumer(queue)
+            if consumer is None:
+                if item.expires is not None:
+                    queue.timer = loop.call_at(item.expires, self._pump, queue)
+                return
+            queue.ready.popleft()
+            queue.unacked += 1
+            delivery = MemoryDelivery(item, queue, consumer)
+            consumer.unacked.add(delivery)
+            loop.call_soon(delivery.deliver)
+
+    @staticmethod
+    def _next_consumer(queue: _Queue) -> MemoryConsumer | None:
+        for _ in range(len(queue.consumers)):
+            consumer = queue.consumers[0]
+            queue.consumers.rotate(-1)
+            if len(consumer.unacked) < consumer.prefetch:
+                return consumer
+        return None
+
+    def _settle(self, delivery: MemoryDelivery, *, requeue: bool) -> None:
+        if delivery.settled:
+            return
+        delivery.settled = True
+        delivery.consumer.unacked.discard(delivery)
+        queue = delivery.queue
+        queue.unacked -= 1
+        if requeue:
+            item = delivery.item
+            item.deliveries += 1
+            limit = queue.declared.arguments.get("x-delivery-limit", -1)
+            if 0 <= limit < item.deliveries:
+                self._dead_letter(queue, item, "delivery_limit")
+            else:
+                queue.ready.appendleft(item)
+        self._pump(queue)
+
+    def _dead_letter(self, queue: _Queue, item: _Item, reason: str) -> None:
+        arguments = queue.declared.arguments
+        if arguments.get("x-dead-letter-exchange") is None:
+            return
+        message = copy(item.message)
+        death = {
+            "count": 1,
+            "reason": reason,
+            "queue": queue.declared.name,
+            "time": datetime.now(UTC),
+            "exchange": "",
+            "routing-keys": [queue.declared.name],
+        }
+        if message.expiration is not None:
+            death["original-expiration"] = str(message.expiration)
+        message.expiration = None
+        message.headers = {**message.headers, "x-death": [death, *message.headers.get("x-death", ())]}
+        target = self._queues.get(arguments.get("x-dead-letter-routing-key", queue.declared.name))
+        if target is not None:
+            self._enqueue(target, message)
+
+
+def _difference(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} is {existing.get(key, 'not set')} there and {wanted.get(key, 'not set')} here"
+        for key in sorted({*existing, *wanted})
+        if existing.get(key) != wanted.get(key)
+    )
+
+
+class MemoryDelivery:
+    __slots__ = ("consumer", "item", "queue", "redelivered", "settled")
+
+    def __init__(self, item: _Item, queue: _Queue, consumer: MemoryConsumer) -> None:
+        self.item = item
+        self.queue = queue
+        self.consumer = consumer
+        self.redelivered = item.deliveries > 0
+        self.settled = False
+
+    @property
+    def message(self) -> Message:
+        message = self.item.message
+        if not self.item.deliveries:
+            return message
+        return _with_headers(message, {"x-delivery-count": self.item.deliveries})
+
+    @property
+    def live(self) -> bool:
+        return not self.settled
+
+    def deliver(self) -> None:
+        if self.settled:
+            return
+        if self.consumer.active:
+            self.consumer.on_delivery(self)
+        else:
+            self.requeue()
+
+    def ack(self) -> None:
+        self.consumer.connection._broker._settle(self, requeue=False)
+
+    def requeue(self) -> None:
+        self.consumer.connection._broker._settle(self, requeue=True)
+
+
+def _with_headers(message: Message, headers: Mapping[str, Any]) -> Message:
+    changed = copy(message)
+    changed.headers = {**message.headers, **headers}
+    return changed
+
+
+class MemoryConsumer:
+    def __init__(
+        self,
+        connection: MemoryConnection,
+        queue: _Queue,
+        prefetch: int,
+        on_delivery: Callable[[Delivery], None],
+        on_cancelled: Callable[[str], None],
+    ) -> None:
+        self.connection = connection
+        self.queue = queue
+        self.prefetch = prefetch
+        self.on_delivery = on_delivery
+        self.on_cancelled = on_cancelled
+        self.unacked: set[MemoryDelivery] = set()
+        self.active = True
+
+    async def cancel(self) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self.active = False
+        if self in self.queue.consumers:
+            self.queue.consumers.remove(self)
+
+
+class MemoryConnection:
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self._loop = asyncio.get_running_loop()
+        self._consumers: list[MemoryConsumer] = []
+        self._unconfirmed: set[asyncio.Future[None]] = set()
+        self._ended = False
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+
+    async def declare(self, queue: Queue) -> None:
+        self._check()
+        self._broker._declare(queue, self)
+
+    def publish(self, publishing: tuple[str, Message]) -> asyncio.Future[None]:
+        confirm: asyncio.Future[None] = self._loop.create_future()
+        if self._ended:
+            confirm.set_exception(ConnectionLostError("the connection has ended"))
+            return confirm
+        self._unconfirmed.add(confirm)
+        confirm.add_done_callback(self._unconfirmed.discard)
+        self._loop.call_soon(self._broker._publish, *publishing, confirm)
+        return confirm
+
+    async def consume(
+        self,
+        queue: str,
+        prefetch: int,
+        on_delivery: Callable[[Delivery], None],
+        on_cancelled: Callable[[str], None],
+    ) -> MemoryConsumer:
+        self._check()
+        found = self._broker._queues.get(queue)
+        if found is None:
+            raise ConfigurationError(f"there is no queue {queue!r} to consume")
+        consumer = MemoryConsumer(self, found, prefetch, on_delivery, on_cancelled)
+        self._consumers.append(consumer)
+        found.consumers.append(consumer)
+        self._broker._pump(found)
+        return consumer
+
+    async def close(self) -> None:
+        if not self._ended:
+            self._end(None)
+
+    def _check(self) -> None:
+        if self._ended:
+            raise ConnectionLostError("the connection has ended")
+
+    def _end(self, reason: str | None) -> None:
+        self._ended = True
+        self._broker._connections.remove(self)
+        for consumer in self._consumers:
+            consumer.stop()
+        for consumer in self._consumers:
+            for delivery in sorted(consumer.unacked, key=lambda d: d.item.deliveries):
+                delivery.requeue()
+        for confirm in list(self._unconfirmed):
+            if not confirm.done():
+                confirm.set_exception(ConnectionLostError(reason or "the connection was closed"))
+        for name in [n for n, q in self._broker._queues.items() if q.owner is self]:
+            self._broker.delete(name)
+        if reason is not None and not self.lost.done():
+            self.lost.set_result(reason)

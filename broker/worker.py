@@ -1,0 +1,72 @@
+"""One worker process: an event loop, a daemon on it, and the signals that stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from broker.daemon import Daemon
+from broker.log import logger
+from broker.registry import Registry
+from broker.settings import Settings
+from broker.transport import create
+
+STOPPED_AT_ONCE = 1
+
+
+def serve(settings: Settings, registry: Registry, *, parent_pipe: bool = False) -> int:
+    """Run a daemon until SIGTERM or SIGINT; return the exit code. A second signal ends the process at once.
+
+    With `parent_pipe` the end of standard input is a signal, too: the parent that holds its other end has died.
+
+    Raises:
+        ConfigurationError: at the start, a queue cannot be used as it is.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings, registry, parent_pipe=parent_pipe))
+    return 0
+
+
+async def _serve(settings: Settings, registry: Registry, *, parent_pipe: bool) -> None:
+    daemon = Daemon(settings, registry, create(settings.urls, settings.broker.transport))
+    signals = 0
+
+    def on_signal(name: str) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            logger.warning("%s again: stopping at once; what is unfinished goes back to its queue", name)
+            os._exit(STOPPED_AT_ONCE)
+        logger.info("%s: draining; once more to stop at once", name)
+        daemon.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number.name)
+    if parent_pipe:
+        _watch_parent(loop, daemon.stop)
+    await daemon.run()
+
+
+def _watch_parent(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    def wait_for_the_end() -> None:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop)
+
+    threading.Thread(target=wait_for_the_end, name="ackback-parent", daemon=True).start()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's event loop where it is installed."""
+    try:
+        return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
+    except ImportError:
+        return None

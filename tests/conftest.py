@@ -1,0 +1,42 @@
+"""RabbitMQ for the whole session, and a process's environment as a fresh machine has it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Its reaper is one more image to pull; the fixtures below remove what they start. Read when testcontainers is imported.
+os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+
+from tests.rabbitmq import rabbitmq
+
+USED: dict[str, str] = {}
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> Iterator[str]:
+    """The URL of the RabbitMQ that this session uses; the summary says which it was."""
+    with rabbitmq() as (url, origin):
+        USED["RabbitMQ"] = f"{_version(url)} from {origin}"
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("ACKBACK_"):
+            monkeypatch.delenv(name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for what, which in USED.items():
+        terminalreporter.write_line(f"{what}: {which}")
+
+
+def _version(url: str) -> str:
+    import pika
+
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        return str(connection._impl.server_properties["version"])

@@ -1,0 +1,138 @@
+"""Where the tests get RabbitMQ from: the first way that works."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from broker.testing import rabbitmq_container
+
+IMAGE = "rabbitmq:4-management"
+SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+START_TIMEOUT = 90
+WHAT_TO_DO = (
+    "the tests need RabbitMQ. Any one of these will do: set AMQP_URL to the URL of a running one; start a Docker engine; "
+    "install Debian's package rabbitmq-server (or run the tests as root on Debian, and it is installed for you)"
+)
+
+
+@contextmanager
+def rabbitmq() -> Iterator[tuple[str, str]]:
+    """Yield the URL of a RabbitMQ, and words that say where it is from.
+
+    `RABBITMQ_FROM=package` in the environment passes over Docker.
+    """
+    if url := os.environ.get("AMQP_URL"):
+        yield url, "AMQP_URL"
+    elif os.environ.get("RABBITMQ_FROM") != "package" and docker_has_image():
+        with rabbitmq_container(IMAGE, host="127.0.0.1") as url:
+            yield url, f"testcontainers, image {IMAGE}"
+    else:
+        origin = "Debian's package, installed already" if SERVER.exists() else "Debian's package, just installed"
+        if not SERVER.exists():
+            install()
+        with private_node() as url:
+            yield url, f"a private node from {origin}"
+
+
+def docker_has_image() -> bool:
+    """Whether a Docker engine answers and has the image, or can pull it."""
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env(timeout=300)
+        try:
+            if not client.images.list(name=IMAGE):
+                client.images.pull(*IMAGE.split(":"))
+        finally:
+            client.close()
+    except DockerException:
+        return False
+    return True
+
+
+def install() -> None:
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise RuntimeError(WHAT_TO_DO)
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    # The package starts a node of its own on port 5672 unless policy forbids it.
+    policy = Path("/usr/sbin/policy-rc.d")
+    if not policy.exists():
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+        ours = True
+    else:
+        ours = False
+    try:
+        for command in (
+            ["apt-get", "update", "-qq"],
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "rabbitmq-server"],
+        ):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}\n{WHAT_TO_DO}")
+    finally:
+        if ours:
+            policy.unlink()
+
+
+@contextmanager
+def private_node() -> Iterator[str]:
+    """A node from the installed package, with everything it writes in a folder of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="ackback-rabbitmq-"))
+    port, dist_port = free_port(), free_port()
+    (folder / "enabled_plugins").write_text("[].")
+    (folder / "rabbitmq.conf").write_text("loopback_users.guest = true\n")
+    environment = os.environ | {
+        "HOME": str(folder),
+        "RABBITMQ_NODENAME": f"ackback{port}@localhost",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(dist_port),
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+    }
+    log = (folder / "output").open("w")
+    process = subprocess.Popen([str(SERVER)], env=environment, stdout=log, stderr=log, process_group=0)
+    try:
+        wait_for_port(port, process)
+        yield f"amqp://guest:guest@127.0.0.1:{port}/"
+    finally:
+        # The script starts the Erlang VM as a child: the whole group is ours.
+        os.killpg(process.pid, 9)
+        process.wait()
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Until a node answers the AMQP handshake."""
+    import time
+
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"rabbitmq-server ended with exit code {process.returncode}")
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(b"AMQP\x00\x00\x09\x01")
+                if connection.recv(1):
+                    return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"rabbitmq-server did not answer within {START_TIMEOUT} s")

@@ -1,0 +1,160 @@
+"""The main job, shown: requests, the services that handle them, and the replies that reach their callbacks.
+
+On RabbitMQ if one answers at AMQP_URL, else on the embedded broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from broker import registry
+from broker.client import AsyncClient
+from broker.daemon import Daemon
+from broker.errors import BrokerUnavailableError
+from broker.message import Message
+from broker.settings import Settings, masked
+from broker.transport import Connection, Transport, create
+
+ROOT = Path(__file__).resolve().parent.parent
+LONGEST = 20.0
+
+STORIES = [
+    (
+        "A service invokes another and names the callback",
+        "my-api.my-service",
+        "",
+        "services/my_api.py: invoke_async('zato.ping', …, callback='my.callback')",
+    ),
+    (
+        "The callback is found by its name: <source>-async-callback",
+        "by-convention.my-service",
+        "",
+        "services/by_convention.py: invoke_async('zato.ping', …)",
+    ),
+    (
+        "A typed order: placed, priced by another service, the price received by a callback",
+        "orders.place",
+        {"item": "screen", "quantity": 2},
+        "services/orders.py",
+    ),
+    (
+        "An order that cannot be priced: the failure reaches handle_error",
+        "orders.place",
+        {"item": "boat"},
+        "services/orders.py",
+    ),
+]
+
+BOLD, DIM, GREEN, YELLOW, RESET = (
+    ("\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[33m", "\x1b[0m") if sys.stdout.isatty() else ("",) * 5
+)
+
+
+def say(line: str = "") -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+class Narrator(logging.Handler):
+    """Tells what the services log, one line each, with the CID."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.callbacks = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        cid = getattr(record, "cid", None)
+        service = getattr(record, "service", None)
+        if cid is None or service is None:
+            return
+        self.callbacks += "callback" in service
+        colour = YELLOW if record.levelno > logging.INFO else GREEN
+        say(f"  {DIM}{cid[:8]}{RESET}  {colour}{service:<40}{RESET} {record.getMessage()}")
+
+
+class Telling:
+    """A transport that shows what is published by way of it: CID, source, target, callback."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.address = transport.address
+
+    async def connect(self) -> Connection:
+        connection = await self._transport.connect()
+        publish = connection.publish
+
+        def told(publishing: tuple[str, Message]) -> asyncio.Future[None]:
+            tell(*publishing)
+            return publish(publishing)
+
+        connection.publish = told  # type: ignore[method-assign]
+        return connection
+
+
+def tell(target: str, message: Message) -> None:
+    headers = message.headers
+    cid = f"  {DIM}{str(message.correlation_id)[:8]}{RESET}  "
+    source = headers.get("source")
+    if "dead-reason" in headers:
+        say(f"{cid}{DIM}a copy of the request is kept in {target}, reason '{headers['dead-reason']}'{RESET}")
+    elif "status" in headers:
+        say(f"{cid}{DIM}{headers['service']} replies '{headers['status']}' to {target}{RESET}")
+    elif source is not None:
+        say(
+            f"{cid}{source} invokes {BOLD}{target}{RESET}, callback {headers.get('callback', f'{source}-async-callback')}"
+        )
+
+
+async def broker() -> tuple[Transport, str]:
+    """RabbitMQ if AMQP_URL leads to one, else the embedded broker."""
+    if url := os.environ.get("AMQP_URL"):
+        transport = create([url])
+        try:
+            await (await transport.connect()).close()
+        except BrokerUnavailableError as error:
+            say(f"{YELLOW}AMQP_URL is set, but {error}{RESET}")
+        else:
+            return transport, f"RabbitMQ at {masked(url)}"
+    return create(["memory://"]), "the embedded broker (set AMQP_URL to show it on RabbitMQ)"
+
+
+async def main() -> None:
+    narrator = Narrator()
+    logging.basicConfig(level=logging.INFO, handlers=[narrator])
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    transport, where = await broker()
+    settings = Settings()
+    daemon = Daemon(settings, registry.load(settings, [str(ROOT / "services")]), Telling(transport))
+    serving = asyncio.ensure_future(daemon.run())
+    await daemon.ready.wait()
+    say(f"{BOLD}ackback{RESET} on {where}")
+    async with AsyncClient(settings=settings, transport=transport) as client:
+        for title, service, payload, source in STORIES:
+            say(f"\n{BOLD}{title}{RESET}  {DIM}{source}{RESET}")
+            callbacks = narrator.callbacks
+            cid = await client.invoke_async(service, payload)
+            say(f"  {DIM}{cid[:8]}{RESET}  a client invokes {BOLD}{service}{RESET} with {payload!r}")
+            await settled(narrator, daemon, callbacks)
+        say(f"\n{BOLD}And request/reply, for when you do want to wait{RESET}")
+        say(f"  call('zato.ping') returned {await client.call('zato.ping')}")
+    say(f"\nNext: {BOLD}.venv/bin/ackback run{RESET} hosts these services on RabbitMQ; README.md shows how to write your own.")
+    daemon.stop()
+    await serving
+
+
+async def settled(narrator: Narrator, daemon: Daemon, before: int) -> None:
+    """Until the story's callback has told of itself and nothing is being handled."""
+    deadline = time.monotonic() + LONGEST
+    while narrator.callbacks == before or daemon.busy():
+        if time.monotonic() > deadline:
+            raise SystemExit("the callback was not reached: something is wrong")
+        await asyncio.sleep(0.01)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
