@@ -164,12 +164,15 @@ class Receiver:
         """
         if not delivery.live:
             raise ConnectionLostError("the delivery was lost with its connection")
-        if outcome.reply is not None:
-            await self._send_reply(outcome.reply)
+        publishing = [self._forward(one, delivery) for one in outcome.forwards]
         if outcome.dead is not None:
-            await self._publish_own(outcome.dead)
-        if outcome.forwards:
-            await asyncio.gather(*(self._forward(one, delivery) for one in outcome.forwards))
+            publishing.append(self._publish_own(outcome.dead))
+        if outcome.reply is not None:
+            publishing.append(self._send_reply(outcome.reply))
+        if len(publishing) == 1:
+            await publishing[0]
+        elif publishing:
+            await asyncio.gather(*publishing)
 
     async def _send_reply(self, publishing: Publishing) -> None:
         """A reply to a queue of ours is never dropped; one to a client that is gone is, unless it asks for a callback."""
