@@ -202,6 +202,7 @@ class Settings(BaseSettings):
         """
         path = _config_path(config)
         source = str(path) if path else "the environment"
+        _check_environment(environ)
 
         class FromFile(cls):  # type: ignore[valid-type,misc]
             @classmethod
@@ -225,7 +226,6 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:  # tomllib.TOMLDecodeError among them
             raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
-        _check_environment(environ)
         if len(settings.broker.url) > 1 and any(url.startswith("memory:") for url in settings.urls):
             raise ConfigurationError(f"{source}: broker.url: memory:// stands alone, not in a list with others")
         try:
@@ -253,11 +253,13 @@ def _explained(error: ValidationError, source: str, section: str | None = None) 
     for one in error.errors(include_input=False, include_url=False):
         loc = [section, *one["loc"]] if section else list(one["loc"])
         path = _dotted(loc)
+        variable = ENV_PREFIX + "__".join(part.upper() for part in loc if isinstance(part, str))
+        place = f"the environment variable {variable}" if variable in os.environ and not section else source
         if one["type"] == "extra_forbidden":
-            lines.append(f"unknown key {path}{_nearest(loc)}")
+            lines.append(f"{place}: unknown key {path}{_nearest(loc)}")
         else:
-            lines.append(f"{path}: {one['msg'].removeprefix('Value error, ')}")
-    return "\n".join(f"{source}: {line}" for line in lines)
+            lines.append(f"{place}: {path}: {one['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)
 
 
 def _dotted(loc: list[Any]) -> str:

@@ -157,7 +157,9 @@ class Services:
         from broker.client import AsyncClient
         from broker.daemon import Daemon
 
-        logging.getLogger().addHandler(self._records)
+        root = logging.getLogger()
+        root.addHandler(self._records)
+        self._level, _ = root.level, root.setLevel(min(root.level, logging.INFO))
         self._daemon = Daemon(self._settings, self._registry, self._transport)
         self._serving = asyncio.ensure_future(self._daemon.run())
         ready = asyncio.ensure_future(self._daemon.ready.wait())
@@ -179,6 +181,7 @@ class Services:
         await self._serving
         await self._inspect.close()
         logging.getLogger().removeHandler(self._records)
+        logging.getLogger().setLevel(self._level)
 
     def _on_dead(self, message: Message) -> None:
         from broker import outcome

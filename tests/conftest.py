@@ -40,3 +40,6 @@ def _version(url: str) -> str:
 
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         return str(connection._impl.server_properties["version"])
+
+
+pytest_plugins = ["pytester"]

@@ -142,7 +142,9 @@ async def main() -> None:
             await settled(narrator, daemon, callbacks)
         say(f"\n{BOLD}And request/reply, for when you do want to wait{RESET}")
         say(f"  call('zato.ping') returned {await client.call('zato.ping')}")
-    say(f"\nNext: {BOLD}.venv/bin/ackback run{RESET} hosts these services on RabbitMQ; README.md shows how to write your own.")
+    say(
+        f"\nNext: {BOLD}.venv/bin/ackback run{RESET} hosts these services on RabbitMQ; README.md shows how to write your own."
+    )
     daemon.stop()
     await serving
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
 from broker.transport import Transport
 from broker.transport.amqp import AmqpTransport
 from broker.transport.memory import MemoryBroker
+from tests.proxy import Proxy
 
 TRANSPORTS: dict[str, Callable[[Callable[[], str]], Transport]] = {
     "memory": lambda url: MemoryBroker(),
@@ -19,3 +21,32 @@ TRANSPORTS: dict[str, Callable[[Callable[[], str]], Transport]] = {
 @pytest.fixture(params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> Transport:
     return TRANSPORTS[request.param](lambda: request.getfixturevalue("rabbitmq_url"))
+
+
+class Cuttable:
+    """A transport, and the means to cut its connections and to keep it from making new ones."""
+
+    def __init__(self, transport: Transport, proxy: Proxy | None) -> None:
+        self.transport = transport
+        self.proxy = proxy
+
+    def cut(self) -> None:
+        if isinstance(self.transport, MemoryBroker):
+            self.transport.drop_connections()
+        elif self.proxy:
+            self.proxy.cut()
+
+
+@pytest.fixture
+def cuttable(transport: Transport) -> Callable[[], AbstractAsyncContextManager[Cuttable]]:
+    @asynccontextmanager
+    async def through_proxy() -> AsyncIterator[Cuttable]:
+        if isinstance(transport, MemoryBroker):
+            yield Cuttable(transport, None)
+            return
+        proxy = Proxy(transport._urls[0])  # type: ignore[attr-defined]
+        await proxy.start()
+        yield Cuttable(type(transport)([proxy.url]), proxy)
+        await proxy.stop()
+
+    return through_proxy

@@ -75,7 +75,9 @@ def collecting_callback(seen: Seen, name: str | None = None) -> type[Service]:
 
 
 @pytest.mark.parametrize("style", ["def", "async def"])
-def test_the_reply_reaches_the_callback_under_the_cid_that_invoke_async_returned(transport: Transport, style: str) -> None:
+def test_the_reply_reaches_the_callback_under_the_cid_that_invoke_async_returned(
+    transport: Transport, style: str
+) -> None:
     seen = Seen()
     target = named(unique("target"), ClassicEcho if style == "def" else Echo)
     callback = collecting_callback(seen)
@@ -248,7 +250,9 @@ def test_a_failure_reaches_handle_error_and_a_dead_letter_keeps_the_request(tran
     run(test())
 
 
-def test_a_callback_without_handle_error_logs_the_failure(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_without_handle_error_logs_the_failure(
+    transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
     class Plain(Service):
         name = unique("plain")
 
@@ -280,7 +284,15 @@ def test_what_a_handler_sees_of_its_request(transport: Transport) -> None:
         async def handle(self) -> None:
             request = self.request
             seen.add((self.cid, request.payload, request.raw, request.text, request.content_type, request.source))
-            seen.add((request.reply_to, request.attempt, request.redelivered, request.headers["mine"], request.headers["parent"]))
+            seen.add(
+                (
+                    request.reply_to,
+                    request.attempt,
+                    request.redelivered,
+                    request.headers["mine"],
+                    request.headers["parent"],
+                )
+            )
             seen.add(request.expires_at is not None)
 
     class Source(Service):
@@ -375,7 +387,10 @@ def test_a_call_that_gets_no_answer_in_time_raises_timeout_error(transport: Tran
             await release.wait()
 
     async def test() -> None:
-        async with running(transport, Slow) as daemon, AsyncClient(settings=daemon.settings, transport=transport) as client:
+        async with (
+            running(transport, Slow) as daemon,
+            AsyncClient(settings=daemon.settings, transport=transport) as client,
+        ):
             with pytest.raises(TimeoutError, match=f"no reply from '{Slow.name}' within 0.05 s"):
                 await client.call(Slow, timeout=0.05)
             release.set()
@@ -487,7 +502,9 @@ def test_no_more_are_handled_at_once_than_concurrency_says(transport: Transport)
             for number in range(40):
                 # By its own queue and as a callback, which share the slots.
                 await daemon.publish(Narrow.name, Message())
-                await daemon.publish(daemon.callback_queue, Message(correlation_id=str(number), headers={"callback": Narrow.name}))
+                await daemon.publish(
+                    daemon.callback_queue, Message(correlation_id=str(number), headers={"callback": Narrow.name})
+                )
             await until(lambda: now == 3)
             release.set()
             await until(lambda: handled == 80)
@@ -513,8 +530,12 @@ def test_a_slow_callback_holds_up_no_other(transport: Transport) -> None:
     async def test() -> None:
         async with running(transport, Slow, quick) as daemon:
             for number in range(300):
-                await daemon.publish(daemon.callback_queue, Message(correlation_id=f"s{number}", headers={"callback": Slow.name}))
-            await daemon.publish(daemon.callback_queue, Message(b"hi", correlation_id="q", headers={"callback": quick.name}))
+                await daemon.publish(
+                    daemon.callback_queue, Message(correlation_id=f"s{number}", headers={"callback": Slow.name})
+                )
+            await daemon.publish(
+                daemon.callback_queue, Message(b"hi", correlation_id="q", headers={"callback": quick.name})
+            )
             assert await seen.wait() == [("ok", "q", "hi")]
             release.set()
             assert (await seen.wait(301)).count("slow") == 300
@@ -606,7 +627,12 @@ def test_every_line_that_a_handler_logs_carries_its_cid(transport: Transport, ca
             await daemon.ask(Talking.name, Message(correlation_id="c7", headers={"attempt": 3}))
             (record,) = [one for one in caplog.records if one.message == "from the service"]
             marks = vars(record)
-            assert (record.name, marks["cid"], marks["service"], marks["attempt"]) == (Talking.name, "c7", Talking.name, 3)
+            assert (record.name, marks["cid"], marks["service"], marks["attempt"]) == (
+                Talking.name,
+                "c7",
+                Talking.name,
+                3,
+            )
 
     with caplog.at_level(logging.WARNING):
         run(test())
@@ -709,9 +735,13 @@ def test_a_reply_to_a_client_that_is_gone_is_dropped_with_a_word_in_the_log(
     async def test() -> None:
         async with running(transport, service) as daemon:
             await daemon.publish(service.name, Message(b"x", correlation_id="c", reply_to=gone))
-            await until(lambda: f"the reply to '{gone}' is dropped: there is no such queue (any more)" in caplog.messages)
+            await until(
+                lambda: f"the reply to '{gone}' is dropped: there is no such queue (any more)" in caplog.messages
+            )
             # One that asks for a callback is kept.
-            await daemon.publish(service.name, Message(b"y", correlation_id="d", reply_to=gone, headers={"callback": "x"}))
+            await daemon.publish(
+                service.name, Message(b"y", correlation_id="d", reply_to=gone, headers={"callback": "x"})
+            )
             dead = await daemon.dead_letter("d")
             assert (dead.headers["dead-reason"], dead.body) == ("unroutable", b"y")
             assert not [one for one in daemon.dead if one.correlation_id == "c"]
@@ -837,7 +867,9 @@ def test_an_expired_request_gets_an_error_reply_and_a_dead_letter(transport: Tra
     async def test() -> None:
         async with running(transport, Busy) as daemon:
             await daemon.publish(Busy.name, Message())
-            reply = await daemon.ask(Busy.name, Message(b"late", correlation_id="c", expiration=30, headers={"source": "me"}))
+            reply = await daemon.ask(
+                Busy.name, Message(b"late", correlation_id="c", expiration=30, headers={"source": "me"})
+            )
             assert json.loads(reply.body)["type"] == "urn:ackback:problem:expired"
             assert (reply.headers["service"], reply.headers["source"]) == (Busy.name, "me")
             dead = await daemon.dead_letter("c")

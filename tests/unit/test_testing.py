@@ -1,0 +1,87 @@
+"""The pytest plugin, as a user's project has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SERVICES = """
+from broker import Service
+
+class Double(Service):
+    name = "double"
+
+    async def handle(self, number: int) -> int:
+        self.logger.info("doubling %d", number)
+        return 2 * number
+
+class Start(Service):
+    name = "start"
+
+    def handle(self):
+        self.invoke_async("double", int(self.request.payload))
+
+class StartAsyncCallback(Service):
+    def handle(self):
+        self.logger.info("got %s", self.request.payload)
+"""
+
+TESTS = """
+import pytest
+
+async def test_call(services):
+    assert await services.call("double", 21) == 42
+
+async def test_flow(services):
+    cid = await services.invoke_async("start", 4)
+    await services.settle()
+    assert [record.getMessage() for record in services.logged] == ["doubling 4", "got 8"]
+    assert [record.service for record in services.logged] == ["double", "start-async-callback"]
+    assert services.dead == []
+
+async def test_dead(services):
+    cid = await services.invoke_async("double", "no number")
+    await services.settle()
+    (dead,) = services.dead
+    assert (dead.reason, dead.service, dead.cid) == ("invalid", "double", cid)
+    assert dead.error.errors
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_parameters(services, n, tmp_path):
+    assert await services.call("double", n) == 2 * n
+
+async def test_fails(services):
+    assert await services.call("double", 1) == 3
+"""
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    (pytester.path / "services").mkdir()
+    (pytester.path / "services" / "numbers.py").write_text(SERVICES)
+    pytester.makepyfile(TESTS)
+    return pytester
+
+
+def test_the_services_fixture_on_the_embedded_broker(project: pytest.Pytester) -> None:
+    project.runpytest_subprocess().assert_outcomes(passed=5, failed=1)
+
+
+def test_the_same_tests_on_rabbitmq(project: pytest.Pytester, rabbitmq_url: str) -> None:
+    project.runpytest_subprocess("--ackback-url", rabbitmq_url).assert_outcomes(passed=5, failed=1)
+
+
+def test_services_from_elsewhere(project: pytest.Pytester) -> None:
+    (project.path / "services").rename(project.path / "elsewhere")
+    project.makeini("[pytest]\nackback_services = elsewhere")
+    project.runpytest_subprocess("-k", "call").assert_outcomes(passed=1)
+
+
+def test_wrong_services_are_told(project: pytest.Pytester) -> None:
+    Path(project.path / "services" / "bad.py").write_text(
+        "from broker import Service\nclass A(Service):\n  def handel(self): pass"
+    )
+    result = project.runpytest_subprocess("-k", "call")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*has no `handle` method (it has `handel`)*"])
