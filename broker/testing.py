@@ -159,7 +159,8 @@ class Services:
 
         root = logging.getLogger()
         root.addHandler(self._records)
-        self._level, _ = root.level, root.setLevel(min(root.level, logging.INFO))
+        self._level = root.level
+        root.setLevel(min(root.level, logging.INFO))
         self._daemon = Daemon(self._settings, self._registry, self._transport)
         self._serving = asyncio.ensure_future(self._daemon.run())
         ready = asyncio.ensure_future(self._daemon.ready.wait())
@@ -298,6 +299,11 @@ class rabbitmq_container:  # noqa: N801  # used like a function: `with rabbitmq_
 
     def __exit__(self, *_: object) -> None:
         self._container.stop()
+
+    def exec(self, command: list[str]) -> tuple[int, str]:
+        """Run a command in the container; return its exit code and what it printed."""
+        code, output = self._container.exec(command)
+        return code, output.decode()
 
 
 __all__ = ["DeadLetter", "Services", "ackback_rabbitmq", "rabbitmq_container", "running_services", "services"]

@@ -10,17 +10,33 @@ import pytest
 # Its reaper is one more image to pull; the fixtures below remove what they start. Read when testcontainers is imported.
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
-from tests.rabbitmq import rabbitmq
+from tests.rabbitmq import Rabbit, rabbitmq
 
 USED: dict[str, str] = {}
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_url() -> Iterator[str]:
-    """The URL of the RabbitMQ that this session uses; the summary says which it was."""
-    with rabbitmq() as (url, origin):
-        USED["RabbitMQ"] = f"{_version(url)} from {origin}"
-        yield url
+def rabbit() -> Iterator[Rabbit]:
+    """The RabbitMQ that this session uses; the summary says which it was."""
+    with rabbitmq() as found:
+        USED["RabbitMQ"] = f"{_version(found.url)} from {found.origin}"
+        yield found
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(rabbit: Rabbit) -> str:
+    """The URL of the RabbitMQ that this session uses."""
+    return rabbit.url
+
+
+@pytest.fixture(scope="session")
+def our_rabbit(rabbit: Rabbit) -> Iterator[Rabbit]:
+    """A RabbitMQ that the tests may administrate: the session's own, or another beside somebody else's."""
+    if rabbit.ctl is not None:
+        yield rabbit
+        return
+    with rabbitmq(ours=True) as another:
+        yield another
 
 
 @pytest.fixture(autouse=True)

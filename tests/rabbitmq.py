@@ -7,8 +7,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from broker.testing import rabbitmq_container
@@ -22,23 +23,38 @@ WHAT_TO_DO = (
 )
 
 
+@dataclass
+class Rabbit:
+    """A RabbitMQ: its URL, words that say where it is from, and its `rabbitmqctl`, unless it is somebody else's."""
+
+    url: str
+    origin: str
+    ctl: Callable[..., str] | None
+
+
 @contextmanager
-def rabbitmq() -> Iterator[tuple[str, str]]:
-    """Yield the URL of a RabbitMQ, and words that say where it is from.
+def rabbitmq(*, ours: bool = False) -> Iterator[Rabbit]:
+    """The first RabbitMQ that can be had; one that we may administrate if it has to be `ours`.
 
     `RABBITMQ_FROM=package` in the environment passes over Docker.
     """
-    if url := os.environ.get("AMQP_URL"):
-        yield url, "AMQP_URL"
+    if (url := os.environ.get("AMQP_URL")) and not ours:
+        yield Rabbit(url, "AMQP_URL", None)
     elif os.environ.get("RABBITMQ_FROM") != "package" and docker_has_image():
-        with rabbitmq_container(IMAGE, host="127.0.0.1") as url:
-            yield url, f"testcontainers, image {IMAGE}"
+        with (container := rabbitmq_container(IMAGE, host="127.0.0.1")) as url:
+
+            def ctl(*arguments: str) -> str:
+                code, output = container.exec(["rabbitmqctl", *arguments])
+                assert code == 0, output
+                return output
+
+            yield Rabbit(url, f"testcontainers, image {IMAGE}", ctl)
     else:
         origin = "Debian's package, installed already" if SERVER.exists() else "Debian's package, just installed"
         if not SERVER.exists():
             install()
-        with private_node() as url:
-            yield url, f"a private node from {origin}"
+        with private_node() as (url, ctl):
+            yield Rabbit(url, f"a private node from {origin}", ctl)
 
 
 def docker_has_image() -> bool:
@@ -84,7 +100,7 @@ def install() -> None:
 
 
 @contextmanager
-def private_node() -> Iterator[str]:
+def private_node() -> Iterator[tuple[str, Callable[..., str]]]:
     """A node from the installed package, with everything it writes in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="ackback-rabbitmq-"))
     port, dist_port = free_port(), free_port()
@@ -105,7 +121,12 @@ def private_node() -> Iterator[str]:
     process = subprocess.Popen([str(SERVER)], env=environment, stdout=log, stderr=log, process_group=0)
     try:
         wait_for_port(port, process)
-        yield f"amqp://guest:guest@127.0.0.1:{port}/"
+
+        def ctl(*arguments: str) -> str:
+            command = [str(SERVER.with_name("rabbitmqctl")), "-n", environment["RABBITMQ_NODENAME"], *arguments]
+            return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+        yield f"amqp://guest:guest@127.0.0.1:{port}/", ctl
     finally:
         # The script starts the Erlang VM as a child: the whole group is ours.
         os.killpg(process.pid, 9)

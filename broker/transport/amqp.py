@@ -106,8 +106,12 @@ def _explain_connect(url: str, error: BaseException) -> str:
         return f"{place}: no TLS connection: {cause.reason or cause}"
     if isinstance(cause, socket.gaierror):
         return f"the host name {parts.hostname!r} cannot be resolved: {cause.strerror}"
-    if "vhost" in text:
-        return f"{place} does not let user {parts.username or 'guest'!r} into virtual host {vhost!r}: {text}"
+    if isinstance(error, amqp.InvalidFrameError) and "OpenOk" in text:
+        # aiormq throws away what RabbitMQ says here; these are its two reasons.
+        return (
+            f"{place} does not let user {parts.username or 'guest'!r} into virtual host {vhost!r}: there is no such "
+            "virtual host, or the user has no permission for it (rabbitmqctl add_vhost, set_permissions)"
+        )
     if isinstance(cause, ConnectionRefusedError) or "Connect call failed" in text or "refused" in text.lower():
         return f"{place} is not there: the connection was refused"
     return f"{place} cannot be used: {text or type(error).__name__}"
@@ -382,11 +386,15 @@ def _table(value: Any) -> Any:
 def _explain_mismatch(queue: str, text: str) -> str:
     if not (match := _INEQUIVALENT.search(text)):
         return f"queue {queue!r} cannot be declared: {text}"
-    ours, theirs = (_OF_TYPE.sub(r"\1", match[side]) for side in ("ours", "theirs"))
+    ours, theirs = (_shown_argument(match[side]) for side in ("ours", "theirs"))
     return (
         f"queue {queue!r} exists with other arguments: {match['key']} is {theirs} there and {ours} here; "
         f"delete the queue once it is empty (rabbitmqctl delete_queue {queue}), and start again"
     )
+
+
+def _shown_argument(text: str) -> str:
+    return "not set" if text == "none" else _OF_TYPE.sub(r"\1", text)
 
 
 def _explain_refusal(what: str, permission: str, error: AckbackError | amqp.AMQPError) -> str:

@@ -87,7 +87,7 @@ def test_several_urls_from_the_environment(load, monkeypatch) -> None:
         ("[broker]\ntransport = 'carrier-pigeon'", ["broker.transport", "'auto'"]),
         ("[service.x.retry]\nattempts = 0", ["service.x.retry", "attempts must be 1 or more"]),
         ("[callbacks]\nqueue = 'no spaces'", ["callbacks.queue", "' ' is not allowed"]),
-        ("[worker]\nprocesses = ", ["is not valid TOML", "line 2"]),
+        ("[worker]\nprocesses = ]", ["is not valid TOML", "line 2"]),
         ("[broker]\nurl = 'http://a/'", ["broker.url", "the scheme 'http'", "use amqp:// or, for TLS, amqps://"]),
         ("[broker]\nurl = 'amqp://'", ["names no host"]),
         ("[broker]\nurl = 'amqp://a:port/'", ["host or port cannot be read"]),

@@ -1,0 +1,185 @@
+"""Daemons as processes, as users run them, and the clients that users have."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import USED
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TIMEOUT = 40.0
+
+
+class Process:
+    """A running command, what it has written, and the means to wait for a line of it."""
+
+    def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "broker", *arguments],
+            cwd=folder,
+            env=environment,
+            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_for(self, text: str, count: int = 1, timeout: float = TIMEOUT) -> list[str]:
+        """The first `count` lines that contain `text`, once they are there."""
+
+        def found() -> list[str]:
+            return [line for line in self.lines if text in line]
+
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(found()) >= count, timeout), f"no {text!r} in:\n" + "\n".join(
+                self.lines
+            )
+            return found()[:count]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def exit_code(self) -> int:
+        code = self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        return code
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(TIMEOUT)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    kept = {
+        key: value for key, value in os.environ.items() if key.startswith(("PATH", "HOME", "LANG", "COVERAGE", "COV_"))
+    }
+    return kept | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def project(tmp_path: Path, rabbitmq_url: str) -> Callable[..., Path]:
+    """Write a project: its services' files and its config.toml. Its queues are removed at the end."""
+
+    def write(files: dict[str, str] | None = None, config: str = "") -> Path:
+        services = tmp_path / "services"
+        if files is None:
+            shutil.copytree(ROOT / "services", services, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            for name, text in files.items():
+                (services / name).parent.mkdir(parents=True, exist_ok=True)
+                (services / name).write_text(textwrap.dedent(text))
+        (tmp_path / "config.toml").write_text(f"[broker]\nurl = {json.dumps(rabbitmq_url)}\n{textwrap.dedent(config)}")
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def start(tmp_path: Path, environment: dict[str, str], rabbitmq_url: str) -> Iterator[Callable[..., Process]]:
+    """Start `ackback` with these arguments; every process is ended, and all queues are deleted, at the end of the test."""
+    started: list[Process] = []
+
+    def starter(*arguments: str, **more: str) -> Process:
+        process = Process(list(arguments), tmp_path, environment | more)
+        started.append(process)
+        return process
+
+    yield starter
+    for process in started:
+        process.end()
+    delete_all_queues(tmp_path, rabbitmq_url)
+
+
+@pytest.fixture
+def ackback(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `ackback` to its end."""
+
+    def runner(*arguments: str, input: str | bytes | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "broker", *arguments],
+            cwd=tmp_path,
+            env=environment | more,
+            input=input.encode() if isinstance(input, str) else input,
+            capture_output=True,
+            timeout=TIMEOUT,
+        )
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return runner
+
+
+def delete_all_queues(folder: Path, url: str) -> None:
+    import pika
+
+    from broker import registry
+    from broker.settings import Settings
+
+    try:
+        settings = Settings.load(folder / "config.toml")
+        names = [one.name for one in registry.load(settings)]
+    except Exception:
+        names = []
+        settings = Settings()
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        for name in (*names, settings.callbacks.queue, "dead-letters", "ackback.undertaker"):
+            channel.queue_delete(name)
+
+
+@pytest.fixture(scope="session")
+def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Node's amqplib. Where there is no Node.js, the summary says that this client was not tried."""
+    if not shutil.which("node") or not shutil.which("npm"):
+        USED["Node's amqplib"] = "NOT TRIED: there is no Node.js here"
+        pytest.skip("there is no Node.js here")
+    folder = tmp_path_factory.mktemp("node")
+    subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--silent", "amqplib@^0.10"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        timeout=180,
+    )
+    version = json.loads((folder / "node_modules/amqplib/package.json").read_text())["version"]
+    USED["Node's amqplib"] = version
+    return folder
+
+
+def wait_until(condition: Callable[[], object], timeout: float = TIMEOUT) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
