@@ -394,7 +394,7 @@ def _explain_mismatch(queue: str, text: str) -> str:
 
 
 def _shown_argument(text: str) -> str:
-    return "not set" if text == "none" else _OF_TYPE.sub(r"\1", text)
+    return "not set" if text == "none" else _OF_TYPE.sub(r"\1", text) or "empty"
 
 
 def _explain_refusal(what: str, permission: str, error: AckbackError | amqp.AMQPError) -> str:
