@@ -7,7 +7,7 @@ from typing import Any
 
 from broker import codec
 from broker import headers as h
-from broker.errors import AckbackError, ConnectionLostError, RemoteError
+from broker.errors import ConnectionLostError, RemoteError
 from broker.message import Message, Problem, Publishing
 from broker.topology import reply_queue
 from broker.transport import Connection, Delivery
@@ -104,6 +104,3 @@ class Calls:
 
 def _failed(task: asyncio.Task[str]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
-
-
-__all__ = ["AckbackError", "Calls"]

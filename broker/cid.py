@@ -7,6 +7,8 @@ import os
 
 from broker.message import Message
 
+MAX_SHORTSTR = 255
+
 _BYTES = 16
 _KEY = b"ackback invocation"
 
@@ -22,6 +24,17 @@ def derived_cid(seed: bytes, ordinal: int) -> str:
     The same for every attempt, so that what a retried or redelivered handler sends again is recognised.
     """
     return hashlib.blake2b(b"%b/%d" % (seed, ordinal), digest_size=_BYTES, key=_KEY).hexdigest()
+
+
+def reply_id(cid: str, callback: str = "") -> str:
+    """The message ID of the reply to `cid`, or of its copy for one callback.
+
+    A foreign CID may be as long as AMQP allows a message ID to be (255 bytes): then a hash of it takes its place.
+    """
+    suffix = f"/reply/{callback}" if callback else "/reply"
+    if len(cid.encode()) + len(suffix) > MAX_SHORTSTR:
+        cid = hashlib.blake2b(cid.encode(), digest_size=_BYTES).hexdigest()
+    return cid + suffix
 
 
 def seed_of(message: Message, service: str, cid: str) -> bytes:

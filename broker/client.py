@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from broker.calls import Calls
 from broker.cid import new_cid
@@ -15,11 +15,13 @@ from broker.invoker import check_cid, check_size, compose
 from broker.message import Message, Publishing
 from broker.registry import name_of
 from broker.service import Callback, Callbacks, Service
-from broker.settings import Settings
 from broker.transport import Connection, Transport, create
 
 BULK_WINDOW = 1000
 BULK_WINDOW_BYTES = 16 * 1024 * 1024
+
+if TYPE_CHECKING:
+    from broker.settings import Settings
 
 T = TypeVar("T")
 
@@ -42,7 +44,11 @@ class AsyncClient:
     def __init__(
         self, url: str | None = None, *, settings: Settings | None = None, transport: Transport | None = None
     ) -> None:
-        self._settings = settings or Settings.load()
+        if settings is None:
+            from broker.settings import Settings  # slow to import, and `import broker` need not wait for it
+
+            settings = Settings.load()
+        self._settings = settings
         if url is not None:
             self._settings = self._settings.with_changes("broker", url=[url])
         self._transport = transport or create(self._settings.urls, self._settings.broker.transport)

@@ -15,7 +15,6 @@ from broker import codec
 from broker import headers as h
 from broker.cid import new_cid
 from broker.errors import ConnectionLostError, InvalidInputError
-from broker.headers import Headers
 from broker.log import handling
 from broker.message import Message, Problem, Reply
 from broker.outcome import NOTHING, Outcome, failure, problem, reply
@@ -189,6 +188,3 @@ def _failed(definition: ServiceDefinition, message: Message, error: Exception) -
     log.error("failed: %s: %s", type(error).__name__, error, exc_info=error)
     text = "".join(traceback.format_exception(error))
     return failure(message, "error", problem("error", type(error).__name__, str(error), name, attempts), text)
-
-
-__all__ = ["Dispatcher", "Headers"]

@@ -12,8 +12,8 @@ from typing import Any, cast
 from broker import codec
 from broker import headers as h
 from broker.calls import Calls
-from broker.cid import derived_cid, new_cid, seed_of
-from broker.errors import ConnectionLostError, NotAcceptedError, ServiceDefinitionError, UnroutableError
+from broker.cid import derived_cid, seed_of
+from broker.errors import ConnectionLostError, NotAcceptedError, UnroutableError
 from broker.message import Message, Publishing
 from broker.registry import Registry, ServiceDefinition
 from broker.service import Callback, Callbacks, Request, Response, Service, ServiceLogger
@@ -277,6 +277,3 @@ def check_size(message: Message, target: str, max_body: int) -> None:
 def _retrieved(confirm: asyncio.Future[None]) -> None:
     if not confirm.cancelled():
         confirm.exception()
-
-
-__all__ = ["Invocation", "Invoker", "ServiceDefinitionError", "check_cid", "check_size", "compose", "new_cid"]

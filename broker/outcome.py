@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from broker import headers as h
+from broker.cid import reply_id
 from broker.message import PROBLEM_CONTENT_TYPE, PROBLEM_TYPE, Message, Problem, Publishing
 from broker.naming import DEAD_LETTERS
 
@@ -101,7 +102,7 @@ def _forward(message: Message, cid: str, name: str) -> Message:
     copied.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *_BROKERS_NOTES)}
     copied.headers.setdefault(h.STATUS, h.OK)
     copied.correlation_id = cid
-    copied.message_id = f"{cid}/reply/{name}"
+    copied.message_id = reply_id(cid, name)
     copied.reply_to = None
     copied.user_id = None
     return copied
@@ -123,7 +124,7 @@ def _reply(
         headers=headers,
         content_type=content_type,
         correlation_id=request.correlation_id,
-        message_id=f"{request.correlation_id}/reply",
+        message_id=reply_id(request.correlation_id or ""),
     )
     return Publishing(request.reply_to, message)
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from broker import codec
-from broker.message import Message, Problem
+from broker.message import Message
 from broker.retry import Retry
 
 if TYPE_CHECKING:
@@ -199,6 +199,3 @@ class Service:
     async def call(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
         """Invoke a service, await and return its response. For `async def` handlers. Raises what `invoke` raises."""
         return await self._invocation.call(name, payload, timeout=timeout)
-
-
-__all__ = ["Callback", "Callbacks", "Problem", "Request", "Response", "Service", "ServiceLogger"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -152,6 +151,3 @@ def watcher(paths: Sequence[Path]) -> Callable[[], bool]:
         step=10,
     )
     return lambda: bool(next(changes, ()))
-
-
-__all__ = ["Supervisor", "os", "watcher"]

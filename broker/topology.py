@@ -19,23 +19,30 @@ from broker.transport import Queue
 UNDERTAKER = RESERVED_PREFIX + "undertaker"
 DELIVERY_LIMIT = 20
 
-_WORK: Mapping[str, Any] = MappingProxyType(
-    {
-        "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": UNDERTAKER,
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }
-)
+
+def _dying_to(graveyard: str) -> Mapping[str, Any]:
+    return MappingProxyType(
+        {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": graveyard,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+    )
+
+
+_WORK = _dying_to(UNDERTAKER)
+# What even the undertaker cannot read is kept as it is.
+_UNDERTAKERS = _dying_to(DEAD_LETTERS)
 # Without a limit: what is dead must not die again. RabbitMQ 4 would set one of 20 by default.
 _KEPT: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum", "x-delivery-limit": -1})
 
 
 def own_queue(name: str) -> Queue:
     """A durable queue of ackback's: a service's, the callback queue, or one of the dead letters' two."""
-    return Queue(name, _KEPT if name in (DEAD_LETTERS, UNDERTAKER) else _WORK)
+    return Queue(name, {DEAD_LETTERS: _KEPT, UNDERTAKER: _UNDERTAKERS}.get(name, _WORK))
 
 
 def durable_queues(services: Iterable[str], callback_queue: str) -> list[Queue]:

@@ -32,7 +32,7 @@ def rabbitmq_url(rabbit: Rabbit) -> str:
 @pytest.fixture(scope="session")
 def our_rabbit(rabbit: Rabbit) -> Iterator[Rabbit]:
     """A RabbitMQ that the tests may administrate: the session's own, or another beside somebody else's."""
-    if rabbit.ctl is not None:
+    if rabbit.tool is not None:
         yield rabbit
         return
     with rabbitmq(ours=True) as another:

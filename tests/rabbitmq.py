@@ -25,11 +25,19 @@ WHAT_TO_DO = (
 
 @dataclass
 class Rabbit:
-    """A RabbitMQ: its URL, words that say where it is from, and its `rabbitmqctl`, unless it is somebody else's."""
+    """A RabbitMQ: its URL, words that say where it is from, and its command-line tools, unless it is somebody else's."""
 
     url: str
     origin: str
-    ctl: Callable[..., str] | None
+    tool: Callable[..., str] | None
+
+    def ctl(self, *arguments: str) -> str:
+        assert self.tool is not None
+        return self.tool("rabbitmqctl", *arguments)
+
+    def diagnostics(self, *arguments: str) -> str:
+        assert self.tool is not None
+        return self.tool("rabbitmq-diagnostics", *arguments)
 
 
 @contextmanager
@@ -43,18 +51,18 @@ def rabbitmq(*, ours: bool = False) -> Iterator[Rabbit]:
     elif os.environ.get("RABBITMQ_FROM") != "package" and docker_has_image():
         with (container := rabbitmq_container(IMAGE, host="127.0.0.1")) as url:
 
-            def ctl(*arguments: str) -> str:
-                code, output = container.exec(["rabbitmqctl", *arguments])
+            def tool(*command: str) -> str:
+                code, output = container.exec(list(command))
                 assert code == 0, output
                 return output
 
-            yield Rabbit(url, f"testcontainers, image {IMAGE}", ctl)
+            yield Rabbit(url, f"testcontainers, image {IMAGE}", tool)
     else:
         origin = "Debian's package, installed already" if SERVER.exists() else "Debian's package, just installed"
         if not SERVER.exists():
             install()
-        with private_node() as (url, ctl):
-            yield Rabbit(url, f"a private node from {origin}", ctl)
+        with private_node() as (url, tool):
+            yield Rabbit(url, f"a private node from {origin}", tool)
 
 
 def docker_has_image() -> bool:
@@ -122,11 +130,11 @@ def private_node() -> Iterator[tuple[str, Callable[..., str]]]:
     try:
         wait_for_port(port, process)
 
-        def ctl(*arguments: str) -> str:
-            command = [str(SERVER.with_name("rabbitmqctl")), "-n", environment["RABBITMQ_NODENAME"], *arguments]
+        def tool(program: str, *arguments: str) -> str:
+            command = [str(SERVER.with_name(program)), "-n", environment["RABBITMQ_NODENAME"], *arguments]
             return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
-        yield f"amqp://guest:guest@127.0.0.1:{port}/", ctl
+        yield f"amqp://guest:guest@127.0.0.1:{port}/", tool
     finally:
         # The script starts the Erlang VM as a child: the whole group is ours.
         os.killpg(process.pid, 9)

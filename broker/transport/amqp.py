@@ -8,13 +8,9 @@ channel below it, as aio-pika's own message class rounds some properties.
 from __future__ import annotations
 
 import asyncio
-import re
-import socket
-import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import aio_pika
 import aiormq
@@ -23,7 +19,6 @@ from pamqp.commands import Basic
 from yarl import URL
 
 from broker.errors import (
-    AckbackError,
     BrokerUnavailableError,
     ConfigurationError,
     ConnectionLostError,
@@ -32,18 +27,13 @@ from broker.errors import (
 )
 from broker.message import Message
 from broker.settings import masked
-from broker.transport import Delivery, Queue
+from broker.transport import Delivery, Queue, explain
 
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 # aiormq gives a connection up after three of these and some seconds without a frame; RabbitMQ after two.
 HEARTBEAT = 10
 PERSISTENT = 2
-
-_INEQUIVALENT = re.compile(
-    r"inequivalent arg '(?P<key>[^']+)' for queue .*?: received (?P<ours>.*?) but current is (?P<theirs>.*)"
-)
-_OF_TYPE = re.compile(r"(?:the value )?'([^']*)'(?: of type '[^']*')?")
 
 
 class AmqpTransport:
@@ -86,35 +76,8 @@ class AmqpTransport:
                 with suppress(Exception):
                     await one.close()
             if isinstance(error, (OSError, amqp.AMQPError, TimeoutError, RuntimeError)):
-                raise BrokerUnavailableError(_explain_connect(url, error)) from None
+                raise BrokerUnavailableError(explain.connect(url, error, CONNECT_TIMEOUT)) from None
             raise
-
-
-def _explain_connect(url: str, error: BaseException) -> str:
-    parts = urlsplit(url)
-    place = f"RabbitMQ at {parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
-    cause = error.__cause__ if error.__cause__ is not None else error
-    vhost = unquote(parts.path[1:]) or "/"
-    text = " ".join(str(arg) for arg in error.args)
-    if isinstance(error, amqp.ProbableAuthenticationError):
-        return f"{place} refuses user {parts.username or 'guest'!r}: the name or the password is wrong"
-    if isinstance(error, TimeoutError):
-        return f"{place} does not answer within {CONNECT_TIMEOUT:g} s"
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"{place}: its TLS certificate is not valid here: {cause.verify_message}"
-    if isinstance(cause, ssl.SSLError):
-        return f"{place}: no TLS connection: {cause.reason or cause}"
-    if isinstance(cause, socket.gaierror):
-        return f"the host name {parts.hostname!r} cannot be resolved: {cause.strerror}"
-    if isinstance(error, amqp.InvalidFrameError) and "OpenOk" in text:
-        # aiormq throws away what RabbitMQ says here; these are its two reasons.
-        return (
-            f"{place} does not let user {parts.username or 'guest'!r} into virtual host {vhost!r}: there is no such "
-            "virtual host, or the user has no permission for it (rabbitmqctl add_vhost, set_permissions)"
-        )
-    if isinstance(cause, ConnectionRefusedError) or "Connect call failed" in text or "refused" in text.lower():
-        return f"{place} is not there: the connection was refused"
-    return f"{place} cannot be used: {text or type(error).__name__}"
 
 
 class AmqpConnection:
@@ -153,9 +116,9 @@ class AmqpConnection:
             )
             await channel.close()
         except (amqp.ChannelPreconditionFailed, amqp.ChannelLockedResource) as error:
-            raise ConfigurationError(_explain_mismatch(queue.name, str(error.args[0]))) from None
+            raise ConfigurationError(explain.mismatch(queue.name, str(error.args[0]))) from None
         except amqp.ChannelAccessRefused as error:
-            raise ConfigurationError(_explain_refusal(f"declare queue {queue.name!r}", "configure", error)) from None
+            raise ConfigurationError(explain.refusal(f"declare queue {queue.name!r}", "configure", error)) from None
         except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
             raise self._ended(error) from None
 
@@ -215,7 +178,7 @@ class AmqpConnection:
         except amqp.ChannelNotFoundEntity:
             raise ConfigurationError(f"there is no queue {queue!r} to consume") from None
         except amqp.ChannelAccessRefused as error:
-            raise ConfigurationError(_explain_refusal(f"read queue {queue!r}", "read", error)) from None
+            raise ConfigurationError(explain.refusal(f"read queue {queue!r}", "read", error)) from None
         except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
             raise self._ended(error) from None
 
@@ -237,7 +200,7 @@ class AmqpConnection:
         if self._ending:
             return
         self._ending = True
-        self.lost.set_result(_explain_closed(error))
+        self.lost.set_result(explain.closed(error))
         self.write(self._close_both())
 
     async def _close_both(self) -> None:
@@ -248,7 +211,7 @@ class AmqpConnection:
     def _ended(self, error: BaseException | None) -> ConnectionLostError:
         if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
             raise error
-        return ConnectionLostError(self.lost.result() if self.lost.done() else _explain_closed(error))
+        return ConnectionLostError(self.lost.result() if self.lost.done() else explain.closed(error))
 
 
 class AmqpConsumer:
@@ -293,7 +256,7 @@ class AmqpConsumer:
 
     def _on_channel_closed(self, _: object, error: BaseException | None) -> None:
         if not self._connection._ending:
-            self._end(f"RabbitMQ closed the channel of queue {self._queue!r}: {_explain_closed(error)}")
+            self._end(f"RabbitMQ closed the channel of queue {self._queue!r}: {explain.closed(error)}")
 
     def _end(self, reason: str) -> None:
         if not self._ended:
@@ -381,31 +344,3 @@ def _table(value: Any) -> Any:
     if isinstance(value, list):
         return [_table(item) for item in value]
     return bytearray(value) if isinstance(value, bytes) else value
-
-
-def _explain_mismatch(queue: str, text: str) -> str:
-    if not (match := _INEQUIVALENT.search(text)):
-        return f"queue {queue!r} cannot be declared: {text}"
-    ours, theirs = (_shown_argument(match[side]) for side in ("ours", "theirs"))
-    return (
-        f"queue {queue!r} exists with other arguments: {match['key']} is {theirs} there and {ours} here; "
-        f"delete the queue once it is empty (rabbitmqctl delete_queue {queue}), and start again"
-    )
-
-
-def _shown_argument(text: str) -> str:
-    return "not set" if text == "none" else _OF_TYPE.sub(r"\1", text) or "empty"
-
-
-def _explain_refusal(what: str, permission: str, error: AckbackError | amqp.AMQPError) -> str:
-    return (
-        f"the user may not {what}: it lacks the {permission} permission ({error.args[0]}); "
-        "grant it with rabbitmqctl set_permissions"
-    )
-
-
-def _explain_closed(error: BaseException | None) -> str:
-    if error is None or isinstance(error, asyncio.CancelledError):
-        return "the connection was lost"
-    text = " ".join(str(arg) for arg in error.args if arg is not None)
-    return text or type(error).__name__

@@ -812,6 +812,25 @@ def test_a_request_with_nothing_but_a_body_gets_a_new_cid(transport: Transport) 
     run(test())
 
 
+def test_the_longest_cid_and_the_longest_name_fit(transport: Transport) -> None:
+    seen = Seen()
+    service, callback = echo(), collecting_callback(seen, ("callback." + unique("x") + "." + "y" * 200)[:200])
+    cid = "c" * 255
+
+    async def test() -> None:
+        async with running(transport, service, callback) as daemon:
+            reply = await daemon.ask(service.name, Message(b"x", correlation_id=cid))
+            assert reply.correlation_id == cid
+            assert reply.message_id is not None
+            assert reply.message_id.endswith("/reply")
+            headers = {"callback": [callback.name, callback.name[:-1]]}  # two, so that it is forwarded
+            await daemon.publish(daemon.callback_queue, Message(b"y", correlation_id=cid, headers=headers))
+            assert await seen.wait() == [("ok", cid, "y")]
+            assert (await daemon.dead_letter(cid)).headers["dead-reason"] == "no-callback"
+
+    run(test())
+
+
 def test_a_foreign_replier_need_only_echo(transport: Transport) -> None:
     """A reply without header `status` on the callback queue is a success; with `source` alone the convention finds it."""
     seen = Seen()

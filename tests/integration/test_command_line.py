@@ -230,7 +230,6 @@ def test_help_and_version(ackback: Run) -> None:
 
 
 def test_a_user_who_may_not_declare(ackback: Run, project: Project, our_rabbit: Rabbit) -> None:
-    assert our_rabbit.ctl is not None
     our_rabbit.ctl("add_user", "limited", "hunter2")
     our_rabbit.ctl("set_permissions", "limited", "^(dead-letters|ackback|callbacks)", ".*", ".*")
     limited_user = our_rabbit.url.replace("guest:guest@", "limited:hunter2@")

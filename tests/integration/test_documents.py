@@ -1,0 +1,115 @@
+"""The README's tutorial, run from the README; the Compose files; the examples' services."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import USED
+from tests.integration.conftest import ROOT, TIMEOUT, Process
+from tests.rabbitmq import Rabbit
+
+README = (ROOT / "README.md").read_text()
+CID = re.compile(r"\b[0-9a-f]{32}\b")
+DEFAULT_URL = "amqp://guest:guest@127.0.0.1:5672/"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_tutorial(
+    project: Callable[..., Path],
+    start: Callable[..., Process],
+    ackback: Callable[..., subprocess.CompletedProcess[str]],
+    rabbitmq_url: str,
+    environment: dict[str, str],
+) -> None:
+    service, foreign, client = blocks("python")
+    project({"shop.py": service})
+    daemon = start("run")
+    daemon.wait_for("ready: ")
+    steps = re.findall(r"\$ ackback (.*)\n((?:[^$].*\n)*)", blocks("console")[0])
+    assert len(steps) == 4
+    for arguments, expected in steps:
+        done = ackback(*shlex.split(arguments))
+        assert CID.sub("CID", done.stdout + done.stderr) == CID.sub("CID", expected)
+    for expected in re.findall(r"(?:INFO|WARNING) +(.*) \(CID", blocks("")[-1]):
+        daemon.wait_for(expected)
+    for script, printed in (
+        (foreign, '1 ok {"item":"tea","total":2.5}\n'),
+        (client, "{'item': 'tea', 'total': 2.5}\n"),
+    ):
+        assert DEFAULT_URL in script
+        script = script.replace(DEFAULT_URL, rabbitmq_url)
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=TIMEOUT
+        )
+        assert (done.stdout, done.stderr) == (printed, "")
+    daemon.wait_for("asked for the price", 103)
+
+
+def test_every_link_leads_somewhere() -> None:
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "cluster.yaml"])
+def test_compose_takes_the_file(name: str) -> None:
+    """With `docker compose` where it is there; what the files have to say is checked everywhere."""
+    path = ROOT / "compose" / name
+    composed = yaml.safe_load(path.read_text())
+    nodes = [one for one in composed["services"].values() if one.get("image") == "rabbitmq:4-management"]
+    assert len(nodes) == (3 if name == "cluster.yaml" else 1)
+    for node in nodes:
+        assert "check_port_connectivity" in node["healthcheck"]["test"]
+        assert all(port.startswith("127.0.0.1:") for port in node["ports"])
+        assert node["volumes"][0].endswith(":/var/lib/rabbitmq")
+    if name == "compose.yaml":
+        daemon = composed["services"]["daemon"]
+        assert (daemon["read_only"], daemon["user"], daemon["deploy"]["replicas"]) == (True, "10001", 2)
+        assert (path.parent / daemon["build"]["context"] / daemon["build"]["dockerfile"]).exists()
+    for volume in (one for node in nodes for one in node["volumes"] if one.startswith("./")):
+        assert (path.parent / volume.split(":")[0]).exists()
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
+        USED["docker compose config"] = "not tried: there is no `docker compose` here; the files' content was checked"
+        return
+    done = subprocess.run([docker, "compose", "-f", str(path), "config", "--quiet"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_health_check_of_the_compose_files_works(our_rabbit: Rabbit) -> None:
+    composed = yaml.safe_load((ROOT / "compose" / "compose.yaml").read_text())
+    kind, program, *arguments = composed["services"]["rabbitmq"]["healthcheck"]["test"]
+    assert (kind, program) == ("CMD", "rabbitmq-diagnostics")
+    our_rabbit.diagnostics(*arguments)
+
+
+def test_a_daemon_runs_as_compose_runs_it(
+    start: Callable[..., Process], project: Callable[..., Path], tmp_path: Path, rabbitmq_url: str
+) -> None:
+    """The image's command and environment, without the image: JSON logs, the URL from the environment, nothing written."""
+    composed = yaml.safe_load((ROOT / "compose" / "compose.yaml").read_text())
+    daemon = composed["services"]["daemon"]
+    project()
+    (tmp_path / "config.toml").unlink()
+    before = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
+    process = start(
+        *daemon["command"],
+        ACKBACK_BROKER__URL=rabbitmq_url,
+        ACKBACK_LOG__FORMAT=daemon["environment"]["ACKBACK_LOG__FORMAT"],
+    )
+    assert process.wait_for("ready: ")[0].startswith("{")
+    assert {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts} == before
+    (tmp_path / "config.toml").write_text(f"[broker]\nurl = '{rabbitmq_url}'")
