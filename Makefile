@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONTRACT ?= tests/contract
 
-.PHONY: demo test lint unit contract clean
+.PHONY: demo test lint unit contract bench clean
 
 demo: .venv/core
 	@$(BIN)/python tools/demo.py
@@ -24,6 +24,10 @@ unit: .venv/dev
 
 contract: .venv/dev
 	$(BIN)/pytest $(CONTRACT)
+
+bench: .venv/dev
+	$(BIN)/python bench/footprint.py
+	$(BIN)/python bench/invocations.py
 
 .venv/core: pyproject.toml constraints.txt
 	@tools/venv $(PYTHON) .venv

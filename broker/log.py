@@ -33,6 +33,14 @@ def setup(section: LogSection, stream: TextIO | None = None, *, debug: bool = Fa
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.CRITICAL)
+    alarms = logging.getLogger("aiormq.connection")
+    alarms.setLevel(logging.DEBUG if debug else logging.WARNING)
+    alarms.filters = [] if debug else [_is_alarm]
+
+
+def _is_alarm(record: logging.LogRecord) -> bool:
+    # That RabbitMQ blocks a connection (memory, disk), only aiormq gets to know.
+    return "blocked" in str(record.msg)
 
 
 def _mark(record: logging.LogRecord) -> bool:
