@@ -44,7 +44,7 @@ def main() -> None:
     try:
         app()
     except RemoteError as error:
-        _fail(_explained(error), FAILED, debug)
+        _fail(f"{error.problem.service} failed: {error.problem.title}: {error.problem.detail}", FAILED, debug)
     except (ConfigurationError, ServiceDefinitionError) as error:
         _fail(str(error), MISUSED, debug)
     except (AckbackError, TimeoutError, TypeError, ValueError) as error:
@@ -198,6 +198,7 @@ def check(
     """Check the configuration, the connection, the permissions and the queues. Declares what `run` would declare."""
     from broker.check import checks
 
+    _quiet_log()
     failed = False
 
     async def report() -> None:
@@ -212,11 +213,17 @@ def check(
 
 
 def _settings(config: Path | None) -> Any:
+    from broker.settings import Settings
+
+    _quiet_log()
+    return Settings.load(config)
+
+
+def _quiet_log() -> None:
     from broker import log
-    from broker.settings import LogSection, Settings
+    from broker.settings import LogSection
 
     log.setup(LogSection(level="warning"), debug="--debug" in sys.argv)
-    return Settings.load(config)
 
 
 def _payload(text: str) -> Any:
@@ -274,15 +281,6 @@ def _print(response: Any) -> None:
         typer.echo(response)
     else:
         typer.echo(json.dumps(response, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
-
-
-def _explained(error: RemoteError) -> str:
-    problem = error.problem
-    lines = [f"{problem.service} failed: {problem.title}: {problem.detail}"]
-    for one in problem.errors:
-        place = ".".join(str(part) for part in one.get("loc", ()))  # type: ignore[attr-defined]
-        lines.append(f"  {place or 'the body'}: {one.get('msg', '')}")
-    return "\n".join(lines)
 
 
 def _fail(text: str, code: int, debug: bool) -> NoReturn:

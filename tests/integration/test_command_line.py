@@ -85,7 +85,7 @@ def test_call_prints_the_response(daemon: Process, ackback: Run) -> None:
     done = ackback("call", "orders.price", '{"item": "screen", "quantity": "many", "secret": "hunter2"}')
     assert (done.returncode, done.stdout) == (1, "")
     assert "ackback: orders.price failed: Invalid input: quantity: Input should be a valid integer" in done.stderr
-    assert "  quantity: Input should be a valid integer" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert "hunter2" not in done.stderr
     done = ackback("call", "orders.price", '{"item": "boat"}')
     assert (done.returncode, done.stderr) == (
@@ -178,6 +178,7 @@ def test_a_url_that_leads_nowhere(ackback: Run, project: Project, rabbitmq_url: 
         assert words in done.stdout + done.stderr
         assert "hunter2" not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
+        assert len((done.stderr or done.stdout.partition("FAILED")[2]).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
