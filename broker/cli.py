@@ -107,12 +107,14 @@ def _supervise(settings: Any, paths: list[str], config: Path | None, *, reload: 
     arguments = ["run", "--worker", "--workers", "1", *(["--debug"] if debug else [])]
     if config is not None:
         arguments += ["--config", str(config)]
-    supervisor = Supervisor([*arguments, "--", *paths], settings.worker.processes, settings.worker.grace)
-    if not reload:
-        return supervisor.run()
-    folders = [Path(path) for path in paths] if paths else [settings.folder / path for path in settings.services.paths]
-    watched = [folder for folder in folders if folder.exists()] + ([settings.file] if settings.file else [])
-    return supervisor.run(watcher(watched or [Path.cwd()]))
+    changed = None
+    if reload:
+        folders = (
+            [Path(path) for path in paths] if paths else [settings.folder / path for path in settings.services.paths]
+        )
+        watched = [folder for folder in folders if folder.exists()] + ([settings.file] if settings.file else [])
+        changed = watcher(watched or [Path.cwd()])
+    return Supervisor([*arguments, "--", *paths], settings.worker.processes, settings.worker.grace, changed).run()
 
 
 @app.command()

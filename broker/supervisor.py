@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -25,10 +26,14 @@ class Supervisor:
     """Starts `count` workers, restarts those that die, passes SIGTERM and SIGINT on.
 
     A worker that has run for 30 s is healthy. Five deaths in a row of workers that were not make the parent give up.
+    With `changed` they are restarted whenever it says so, and one that cannot start is no reason to give up.
     """
 
-    def __init__(self, arguments: Sequence[str], count: int, grace: float) -> None:
+    def __init__(
+        self, arguments: Sequence[str], count: int, grace: float, changed: Callable[[], bool] | None = None
+    ) -> None:
         self._arguments = arguments
+        self._changed = changed
         self._count = count
         self._grace = grace
         self._workers: dict[int, _Worker] = {}
@@ -36,15 +41,15 @@ class Supervisor:
         self._deaths = 0
         self._pauses = backoff(0.5, 10.0)
 
-    def run(self, changed: Callable[[], bool] = lambda: False) -> int:
-        """Keep the workers running until a signal; return the exit code. They are restarted whenever `changed` says so."""
+    def run(self) -> int:
+        """Keep the workers running until a signal, and return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         for index in range(self._count):
             self._start(index)
         while not self._signals:
             time.sleep(POLL)
-            if changed():
+            if self._changed is not None and self._changed():
                 self._restart_all()
             for index, worker in list(self._workers.items()):
                 code = worker.process.poll()
@@ -59,10 +64,16 @@ class Supervisor:
             worker.send(number)
 
     def _start(self, index: int) -> None:
-        self._workers[index] = _Worker(self._arguments)
+        # Python takes a file that changed twice within a second for unchanged: no bytecode where files change.
+        environment = {"PYTHONDONTWRITEBYTECODE": "1"} if self._changed is not None else {}
+        self._workers[index] = _Worker(self._arguments, environment)
 
     def _replace(self, index: int, worker: _Worker, code: int) -> bool:
         """Start another worker in the place of one that died; False if that has happened too often."""
+        if code == CONFIGURATION_FAILED and self._changed is not None:
+            logger.error("the worker cannot start (see above); waiting for a file to change")
+            del self._workers[index]
+            return True
         if code == CONFIGURATION_FAILED:
             logger.error("a worker cannot start (see above); stopping")
             return False
@@ -104,10 +115,11 @@ class Supervisor:
 class _Worker:
     """A child process. It holds the other end of a pipe, so it notices if this process is killed."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", "broker", *arguments]
         # In a group of its own: Ctrl-C on a terminal reaches only the parent, which passes it on once.
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0)  # noqa: S603
+        merged = {**os.environ, **environment}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0, env=merged)  # noqa: S603
         self.started = time.monotonic()
 
     def send(self, number: int) -> None:

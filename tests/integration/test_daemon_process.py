@@ -179,6 +179,7 @@ def test_reload_restarts_when_a_file_changes(project: Project, start: Start, rab
         # A mistake is told and mended without starting anything by hand.
         (folder / "services" / "v.py").write_text("def broken(:")
         daemon.wait_for("SyntaxError")
+        daemon.wait_for("waiting for a file to change")
         (folder / "services" / "v.py").write_text(version.format(3))
         daemon.wait_for("ready: ", 3)
         assert client.invoke("version") == 3
