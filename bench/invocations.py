@@ -38,7 +38,7 @@ class Count:
             print(json.dumps({"last": time.time()}), flush=True)
 
 
-def worker_ackback(url: str, count: int, style: str) -> None:
+def worker_ackback(url: str, count: int, style: str, transport: str) -> None:
     """An ackback daemon as `ackback run` makes it."""
     from pydantic import BaseModel
 
@@ -78,7 +78,9 @@ def worker_ackback(url: str, count: int, style: str) -> None:
             counter.add(self.cid)
 
     globals().update(Order=Order, Quote=Quote)  # the annotations are strings: they are resolved in the module
-    settings = Settings.model_validate({"broker": {"url": url}, "callbacks": {"queue": "bench.callbacks"}})
+    settings = Settings.model_validate(
+        {"broker": {"url": url, "transport": transport}, "callbacks": {"queue": "bench.callbacks"}}
+    )
     services = registry.register([("", AsyncPrice if style == "async" else SyncPrice), ("", Priced)], settings)
     print(json.dumps({"ready": True}), flush=True)
     serve(settings, services)
@@ -138,9 +140,9 @@ def worker_by_hand(url: str, count: int) -> None:
 async def publish(url: str, count: int) -> float:
     """Publish COUNT requests, confirmed, a window of them at a time; return when the first left."""
     from broker.message import Message, Publishing
-    from broker.transport.amqp import AmqpTransport
+    from broker.transport.lane import LaneTransport
 
-    connection = await AmqpTransport([url]).connect()
+    connection = await LaneTransport([url]).connect()
     window = asyncio.Semaphore(WINDOW)
     body = b'{"item": "screen", "quantity": 2}'
     started = time.time()
@@ -165,8 +167,9 @@ async def publish(url: str, count: int) -> float:
 
 
 CONTENDERS = {
-    "ackback, async def": ["ackback", "async"],
-    "ackback, def": ["ackback", "sync"],
+    "ackback, async def": ["ackback", "async", "lane"],
+    "ackback, def": ["ackback", "sync", "lane"],
+    "ackback on aio-pika": ["ackback", "async", "aio-pika"],
     "aio-pika by hand": ["hand"],
 }
 

@@ -46,6 +46,20 @@ class NotAcceptedError(AckbackError):
         self.rejected = rejected or []
         self.accepted = accepted or []
 
+    @classmethod
+    def refused(cls, queue: str) -> NotAcceptedError:
+        """For a `basic.nack`, by which RabbitMQ gives no reason."""
+        return cls(
+            f"RabbitMQ refused a message for queue {queue!r} (basic.nack): the queue is full or has no majority of its nodes"
+        )
+
+
+class UnencodableError(NotAcceptedError):
+    """AMQP, or the client library, cannot carry the message: a property that is too long, say. It was not sent."""
+
+    def __init__(self, queue: str, reason: object) -> None:
+        super().__init__(f"the message for {queue!r} does not fit into AMQP: {reason}")
+
 
 class UnroutableError(NotAcceptedError):
     """There is no queue of that name: no daemon hosts the service."""

@@ -92,6 +92,16 @@ def dead_letter(message: Message, reason: str, error: Problem, traceback: str = 
     return Publishing(DEAD_LETTERS, dead)
 
 
+def stripped(dead: Publishing) -> Publishing:
+    """A dead letter with nothing of the original's headers, and without a traceback: what always fits into a frame."""
+    headers = {k: v for k, v in dead.message.headers.items() if k.startswith("dead-") and k != DEAD_ORIGINAL}
+    told = json.loads(headers[DEAD_ERROR])
+    told.pop("traceback", None)
+    small = copy(dead.message)
+    small.headers = {**headers, DEAD_ERROR: json.dumps(told)}
+    return Publishing(dead.routing_key, small)
+
+
 def forwards(message: Message, cid: str, names: Sequence[str]) -> Outcome:
     """A copy of a reply for each callback's own queue, marked as the reply that it is."""
     return Outcome(forwards=tuple(Publishing(name, _forward(message, cid, name)) for name in names))

@@ -12,11 +12,11 @@ from broker import headers as h
 from broker.backoff import backoff
 from broker.cid import new_cid
 from broker.dispatcher import Dispatcher
-from broker.errors import ConnectionLostError, InvalidInputError, NotAcceptedError, UnroutableError
+from broker.errors import ConnectionLostError, InvalidInputError, NotAcceptedError, UnencodableError, UnroutableError
 from broker.invoker import Invocation, Invoker
 from broker.log import logger
 from broker.message import Publishing
-from broker.outcome import Outcome, problem
+from broker.outcome import Outcome, problem, stripped
 from broker.outcome import dead_letter as dead_letter_of
 from broker.registry import Registry, ServiceDefinition
 from broker.threads import Threads
@@ -152,7 +152,7 @@ class Receiver:
     async def _bury_after_bug(self, delivery: Delivery) -> None:
         error = problem("error", "Internal error", "an error in ackback itself; see the daemon's log", "")
         try:
-            await self._publish_own(dead_letter_of(delivery.message, "error", error))
+            await self._file(dead_letter_of(delivery.message, "error", error))
         except ConnectionLostError:
             return
         delivery.ack()
@@ -166,7 +166,7 @@ class Receiver:
             raise ConnectionLostError("the delivery was lost with its connection")
         publishing = [self._forward(one, delivery) for one in outcome.forwards]
         if outcome.dead is not None:
-            publishing.append(self._publish_own(outcome.dead))
+            publishing.append(self._file(outcome.dead))
         if outcome.reply is not None:
             publishing.append(self._send_reply(outcome.reply))
         if len(publishing) == 1:
@@ -192,7 +192,7 @@ class Receiver:
             detail = f"the reply's queue {queue!r} does not exist, so its callback cannot be reached"
             logger.warning("%s; it becomes a dead letter", detail, extra={"cid": cid})
             error = problem("unroutable", "Unroutable reply", detail, str(message.headers.get(h.SERVICE, "")))
-            await self._publish_own(dead_letter_of(message, "unroutable", error))
+            await self._file(dead_letter_of(message, "unroutable", error))
 
     async def _forward(self, publishing: Publishing, delivery: Delivery) -> None:
         name = publishing.routing_key
@@ -210,7 +210,15 @@ class Receiver:
             )
             outcome = callbacks.no_callback(delivery.message, detail, name)
             assert outcome.dead is not None
-            await self._publish_own(outcome.dead)
+            await self._file(outcome.dead)
+
+    async def _file(self, dead: Publishing) -> None:
+        """File a dead letter; one whose foreign headers leave no room for its own is filed without them."""
+        try:
+            await self._publish_own(dead)
+        except UnencodableError as error:
+            logger.warning("%s; it is filed without its own headers", error, extra={"cid": dead.message.correlation_id})
+            await self._publish_own(stripped(dead))
 
     async def _publish_own(self, publishing: Publishing) -> None:
         """Publish to a queue of our own, which is declared again should somebody have deleted it."""
@@ -226,7 +234,7 @@ class Receiver:
         for pause in backoff():
             try:
                 await self.invoker.publish(publishing)
-            except UnroutableError:
+            except (UnroutableError, UnencodableError):
                 raise
             except NotAcceptedError as error:
                 if queue not in self._refused_once:

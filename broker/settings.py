@@ -90,7 +90,7 @@ class BrokerSection(Section):
     url: Annotated[list[Url], NoDecode, BeforeValidator(_as_list), Field(min_length=1)] = Field(
         default_factory=lambda: [SecretStr(DEFAULT_URL)]
     )
-    transport: Literal["auto", "aio-pika"] = "auto"
+    transport: Literal["auto", "aio-pika", "lane"] = "auto"
 
 
 class ServicesSection(Section):

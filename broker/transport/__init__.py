@@ -114,6 +114,10 @@ def create(urls: list[str], name: str = "auto") -> Transport:
         from broker.transport.memory import MemoryBroker
 
         return MemoryBroker()
-    from broker.transport.amqp import AmqpTransport
+    if name == "aio-pika":
+        from broker.transport.amqp import AmqpTransport
 
-    return AmqpTransport(urls)
+        return AmqpTransport(urls)
+    from broker.transport.lane import LaneTransport
+
+    return LaneTransport(urls)

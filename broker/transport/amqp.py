@@ -8,6 +8,7 @@ channel below it, as aio-pika's own message class rounds some properties.
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -23,11 +24,12 @@ from broker.errors import (
     ConfigurationError,
     ConnectionLostError,
     NotAcceptedError,
+    UnencodableError,
     UnroutableError,
 )
 from broker.message import Message
 from broker.settings import masked
-from broker.transport import Delivery, Queue, explain
+from broker.transport import Delivery, Queue, explain, frames
 
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
@@ -55,20 +57,14 @@ class AmqpTransport:
                 problems.append(str(error))
         raise BrokerUnavailableError("; ".join(problems))
 
-    @staticmethod
-    async def _connect(url: str) -> AmqpConnection:
-        opened: list[Any] = []
+    async def _connect(self, url: str) -> AmqpConnection:
+        opened: list[aio_pika.abc.AbstractConnection] = []
         with_heartbeat = URL(url) if "heartbeat" in URL(url).query else URL(url).update_query(heartbeat=HEARTBEAT)
         try:
             for purpose in ("publish", "consume"):
-                opened.append(
-                    await aio_pika.connect(
-                        with_heartbeat,
-                        timeout=CONNECT_TIMEOUT,
-                        client_properties={"connection_name": f"ackback {purpose}", "product": "ackback"},
-                    )
-                )
-            connection = AmqpConnection(*opened)
+                properties = {"connection_name": f"ackback {purpose}", "product": "ackback"}
+                opened.append(await self._open(with_heartbeat, properties, CONNECT_TIMEOUT))
+            connection = self._connection(*opened)
             await connection.open()
             return connection
         except BaseException as error:
@@ -78,6 +74,17 @@ class AmqpTransport:
             if isinstance(error, (OSError, amqp.AMQPError, TimeoutError, RuntimeError)):
                 raise BrokerUnavailableError(explain.connect(url, error, CONNECT_TIMEOUT)) from None
             raise
+
+    async def _open(
+        self, url: URL, client_properties: dict[str, Any], timeout: float
+    ) -> aio_pika.abc.AbstractConnection:
+        return await aio_pika.connect(url, timeout=timeout, client_properties=client_properties)
+
+    @staticmethod
+    def _connection(
+        publishing: aio_pika.abc.AbstractConnection, consuming: aio_pika.abc.AbstractConnection
+    ) -> AmqpConnection:
+        return AmqpConnection(publishing, consuming)
 
 
 class AmqpConnection:
@@ -100,6 +107,8 @@ class AmqpConnection:
         channel.close_callbacks.add(self._on_closed)
         await channel.initialize()
         self._publisher = await channel.get_underlay_channel()
+        frame_max = self._publisher.connection.connection_tune.frame_max or frames.DEFAULT_FRAME_MAX
+        self._max_properties = frame_max - frames.HEADER_FRAME_OVERHEAD
         self._publishing_channel = channel
 
     async def declare(self, queue: Queue) -> None:
@@ -135,6 +144,9 @@ class AmqpConnection:
         if message_id:
             self._by_message_id[message_id] = done
         try:
+            if message.headers and len(frames.encode_properties(message)[1]) > self._max_properties:
+                # pamqp does not look: a header frame that is too large would end the connection.
+                raise ValueError(f"its headers need more than {self._max_properties} bytes")
             await self._publisher.basic_publish(
                 message.body,
                 exchange="",
@@ -146,9 +158,9 @@ class AmqpConnection:
         except amqp.PublishError:
             raise UnroutableError(routing_key) from None
         except amqp.DeliveryError:
-            raise NotAcceptedError(
-                f"RabbitMQ refused a message for queue {routing_key!r} (basic.nack): the queue is full or has no majority of its nodes"
-            ) from None
+            raise NotAcceptedError.refused(routing_key) from None
+        except (TypeError, ValueError, OverflowError, struct.error) as error:
+            raise UnencodableError(routing_key, error) from None
         except (amqp.AMQPError, OSError, RuntimeError) as error:
             raise self._ended(error) from None
         except asyncio.CancelledError:
@@ -172,7 +184,7 @@ class AmqpConnection:
             await channel.initialize()
             underlay = await channel.get_underlay_channel()
             await underlay.basic_qos(prefetch_count=prefetch)
-            consumer = AmqpConsumer(self, queue, channel, underlay, on_delivery, on_cancelled)
+            consumer = self._consumer(queue, channel, underlay, on_delivery, on_cancelled)
             await consumer.start()
             return consumer
         except amqp.ChannelNotFoundEntity:
@@ -181,6 +193,9 @@ class AmqpConnection:
             raise ConfigurationError(explain.refusal(f"read queue {queue!r}", "read", error)) from None
         except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
             raise self._ended(error) from None
+
+    def _consumer(self, *arguments: Any) -> AmqpConsumer:
+        return AmqpConsumer(self, *arguments)
 
     async def close(self) -> None:
         self._ending = True

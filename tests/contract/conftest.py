@@ -9,12 +9,14 @@ import pytest
 
 from broker.transport import Transport
 from broker.transport.amqp import AmqpTransport
+from broker.transport.lane import LaneTransport
 from broker.transport.memory import MemoryBroker
 from tests.proxy import Proxy
 
 TRANSPORTS: dict[str, Callable[[Callable[[], str]], Transport]] = {
     "memory": lambda url: MemoryBroker(),
     "aio-pika": lambda url: AmqpTransport([url()]),
+    "lane": lambda url: LaneTransport([url()]),
 }
 
 

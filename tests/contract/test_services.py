@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from broker import AsyncClient, Reject, RemoteError, Reply, Service, UnroutableError
 from broker.message import Message
 from broker.transport import Transport
+from broker.transport.memory import MemoryBroker
 from tests.support import TIMEOUT, named, run, running, unique, until
 
 
@@ -769,6 +770,21 @@ def test_a_callback_that_nobody_hosts_makes_a_dead_letter_of_the_reply(transport
             # Nor one whose headers are nonsense.
             await daemon.publish(daemon.callback_queue, Message(b"y", correlation_id="e", headers={"callback": 5}))
             assert (await daemon.dead_letter("e")).headers["dead-reason"] == "invalid"
+
+    run(test())
+
+
+def test_foreign_headers_that_leave_no_room_for_a_dead_letters_own_are_left_out(transport: Transport) -> None:
+    service = named(unique("failing"), Failing)
+    # Nearly a whole frame of RabbitMQ's 128 KiB.
+    headers = {"big": "x" * 130_500}
+
+    async def test() -> None:
+        async with running(transport, service) as daemon:
+            await daemon.publish(service.name, Message(b"kept", correlation_id="c", headers=headers))
+            dead = await daemon.dead_letter("c")
+            assert (dead.body, dead.headers["dead-reason"]) == (b"kept", "error")
+            assert ("big" in dead.headers) == isinstance(transport, MemoryBroker)
 
     run(test())
 

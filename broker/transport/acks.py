@@ -1,0 +1,49 @@
+"""Which acknowledgements may go out together."""
+
+from __future__ import annotations
+
+from broker.transport import frames
+
+
+class Acks:
+    """The delivery tags of one channel: 1, 2, 3, … in the order of the deliveries.
+
+    What is finished up to the first unfinished tag is acknowledged with one frame (`multiple`), what is finished
+    beyond it with a frame each. A tag that is not finished is never covered.
+    """
+
+    def __init__(self, channel: int) -> None:
+        self._channel = channel
+        self._settled_up_to = 0
+        self._settled_beyond: set[int] = set()
+        self._finished: list[int] = []
+
+    def finish(self, tag: int) -> None:
+        """A delivery is dealt with; `take` acknowledges it."""
+        self._finished.append(tag)
+
+    def requeue(self, tag: int) -> bytes:
+        """The frame that gives a delivery back."""
+        self._settled_beyond.add(tag)
+        return frames.requeue(self._channel, tag)
+
+    def take(self) -> list[bytes]:
+        """The frames that acknowledge everything finished since the last time."""
+        self._finished.sort()
+        taken, self._finished = self._finished, []
+        beyond = self._settled_beyond
+        prefix = 0
+        out = []
+        for tag in taken:
+            while self._settled_up_to + 1 in beyond:
+                self._settled_up_to += 1
+                beyond.remove(self._settled_up_to)
+            if tag == self._settled_up_to + 1:
+                self._settled_up_to = prefix = tag
+            else:
+                beyond.add(tag)
+                out.append(frames.ack(self._channel, tag))
+        if prefix:
+            # The broker refuses a tag that it does not wait for, so this is one of those just finished, not one given back.
+            out.append(frames.ack(self._channel, prefix, multiple=True))
+        return out

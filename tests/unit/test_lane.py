@@ -1,0 +1,289 @@
+"""The lane's protocol, driven by bytes cut at every place: what it takes, what it leaves to aiormq, what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pamqp.frame
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pamqp.body import ContentBody
+from pamqp.commands import Basic, Channel, Connection
+from pamqp.header import ContentHeader
+from pamqp.heartbeat import Heartbeat
+
+from broker.transport import frames
+from broker.transport.acks import Acks
+from broker.transport.lane import SHOW_HEARTBEAT_EVERY, LaneProtocol
+
+
+class Socket(asyncio.Transport):
+    """What the protocol writes, and whether it has given up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.aborted = False
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+
+class Recorder:
+    """A lane that writes down what it is given."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[Any, ...]] = []
+
+    def on_method(self, method: int, payload: bytes) -> bool:
+        if method not in (frames.BASIC_ACK, frames.BASIC_NACK):
+            return False
+        self.got.append(("confirm", method, *frames.tag_and_bits(payload)))
+        return True
+
+    def on_content(self, method: int, payload: bytes, header: bytes, body: bytes) -> None:
+        self.got.append(("content", method, frames.decode_properties(header, body).message_id, body))
+
+
+class Peer:
+    """A protocol on a loop, its lane on channel 1, and aiormq's end of it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.reader = asyncio.StreamReader(loop=loop, limit=2**24)
+        self.protocol = LaneProtocol(self.reader, loop)
+        self.socket = Socket()
+        self.protocol.connection_made(self.socket)
+        self.lane = Recorder()
+        self.protocol.attach(1, self.lane)
+        self.failures: list[str] = []
+        self.protocol.failed = self.failures.append
+
+    def cold(self) -> bytes:
+        return bytes(self.reader._buffer)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def marshal(*marshalled: tuple[Any, int]) -> bytes:
+    return b"".join(pamqp.frame.marshal(frame, channel) for frame, channel in marshalled)
+
+
+def content(method: Any, channel: int, body: bytes, message_id: str, step: int = 10) -> bytes:
+    parts = [ContentBody(body[at : at + step]) for at in range(0, len(body), step)]
+    header = ContentHeader(body_size=len(body), properties=Basic.Properties(message_id=message_id, headers={"k": "v"}))
+    return marshal((method, channel), (header, channel), *((part, channel) for part in parts))
+
+
+def deliver(tag: int) -> Basic.Deliver:
+    return Basic.Deliver(consumer_tag="c", delivery_tag=tag, redelivered=False, exchange="", routing_key="q")
+
+
+COLD = marshal(
+    (Heartbeat(), 0),
+    (Channel.OpenOk(), 2),
+    (Basic.ConsumeOk("c"), 1),
+    (Basic.Cancel("c"), 1),
+    (Connection.Blocked("low"), 0),
+)
+RETURN = Basic.Return(reply_code=312, reply_text="NO_ROUTE", exchange="", routing_key="q")
+STREAM = (
+    COLD
+    + content(deliver(1), 1, b"", "empty")
+    + content(deliver(2), 1, b"0123456789abcdef", "two frames")
+    + marshal((Basic.Ack(1, False), 1), (Basic.Nack(2, True), 1))
+    + content(RETURN, 1, b"returned", "back")
+    + content(deliver(1), 2, b"for aiormq", "cold")
+    + COLD
+)
+COLD_PART = COLD + content(deliver(1), 2, b"for aiormq", "cold") + COLD
+GOT = [
+    ("content", frames.BASIC_DELIVER, "empty", b""),
+    ("content", frames.BASIC_DELIVER, "two frames", b"0123456789abcdef"),
+    ("confirm", frames.BASIC_ACK, 1, 0),
+    ("confirm", frames.BASIC_NACK, 2, 3),
+    ("content", frames.BASIC_RETURN, "back", b"returned"),
+]
+
+
+def test_a_stream_cut_at_every_place_is_the_same_stream(loop: asyncio.AbstractEventLoop) -> None:
+    for cut in range(len(STREAM) + 1):
+        peer = Peer(loop)
+        peer.protocol.data_received(STREAM[:cut])
+        peer.protocol.data_received(STREAM[cut:])
+        assert peer.lane.got == GOT, cut
+        assert peer.cold() == COLD_PART, cut
+
+
+def test_a_stream_of_single_bytes_is_the_same_stream(loop: asyncio.AbstractEventLoop) -> None:
+    peer = Peer(loop)
+    for at in range(len(STREAM)):
+        peer.protocol.data_received(STREAM[at : at + 1])
+    assert (peer.lane.got, peer.cold()) == (GOT, COLD_PART)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1))
+def test_a_stream_in_pieces_of_any_size_is_the_same_stream(sizes: list[int]) -> None:
+    loop = asyncio.new_event_loop()
+    peer, at, turn = Peer(loop), 0, 0
+    while at < len(STREAM):
+        size = sizes[turn % len(sizes)]
+        peer.protocol.data_received(STREAM[at : at + size])
+        at, turn = at + size, turn + 1
+    assert (peer.lane.got, peer.cold()) == (GOT, COLD_PART)
+    loop.close()
+
+
+def test_without_a_lane_everything_is_aiormqs(loop: asyncio.AbstractEventLoop) -> None:
+    peer = Peer(loop)
+    peer.protocol.detach(1)
+    peer.protocol.data_received(STREAM)
+    assert (peer.cold(), peer.lane.got) == (STREAM, [])
+    other_version = Peer(loop)
+    other_version.protocol.detach(1)
+    other_version.protocol.data_received(b"AMQP\x00\x00\x09\x01")
+    assert other_version.cold() == b"AMQP\x00\x00\x09\x01"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (content(deliver(1), 1, b"x", "m")[:-1] + b"\x00", "does not end where its size says"),
+        (marshal((ContentBody(b"x"), 1)), "without a method before it"),
+        (marshal((deliver(1), 1), (ContentBody(b"x"), 1)), "where it does not belong"),
+        (marshal((deliver(1), 1), (deliver(2), 1)), "in the middle of a message"),
+        (
+            content(deliver(1), 1, b"12345", "m")[:-1] + b"\xce" + marshal((ContentBody(b"6"), 1)),
+            "without a method before it",
+        ),
+        (
+            marshal((deliver(1), 1), (ContentHeader(body_size=1), 1), (ContentBody(b"22"), 1)),
+            "where it does not belong",
+        ),
+        (b"\x01\x00\x01\x00\x00\x00\x02xx\xce", "has no number"),
+        (b"\x01\x00\x01\x00\x00\x00\x06\x00\x3c\x00\x50xx\xce", "is cut off"),
+    ],
+)
+def test_malformed_frames_end_the_connection_with_a_reason(
+    loop: asyncio.AbstractEventLoop, data: bytes, words: str
+) -> None:
+    peer = Peer(loop)
+    peer.protocol.data_received(COLD + data + STREAM)
+    assert len(peer.failures) == 1
+    assert words in peer.failures[0]
+    assert peer.socket.aborted
+
+
+def test_a_mutated_stream_never_hangs_and_ends_in_an_error_or_in_other_messages() -> None:
+    """200 streams a seed, each with some of its bytes changed, in pieces of random size."""
+    for seed in range(200):
+        dice = random.Random(seed)
+        stream = bytearray(STREAM * 3)
+        for _ in range(dice.randint(1, 5)):
+            stream[dice.randrange(len(stream))] = dice.randrange(256)
+        loop = asyncio.new_event_loop()
+        peer, at = Peer(loop), 0
+        while at < len(stream) and not peer.socket.aborted:
+            size = dice.randint(1, 200)
+            try:
+                peer.protocol.data_received(bytes(stream[at : at + size]))
+            except frames.MalformedFrameError:
+                raise AssertionError(f"seed {seed}: an error escaped") from None
+            at += size
+        assert len(peer.failures) == peer.socket.aborted
+        assert len(peer.lane.got) <= 3 * len(GOT)
+        loop.close()
+
+
+def test_what_is_sent_in_one_turn_leaves_in_one_write(loop: asyncio.AbstractEventLoop) -> None:
+    async def test() -> None:
+        peer = Peer(asyncio.get_running_loop())
+        peer.protocol.send(b"a")
+        peer.protocol.flush_with(lambda: peer.protocol.send(b"c"))
+        peer.protocol.send(b"b")
+        assert peer.socket.writes == []
+        await asyncio.sleep(0)
+        assert peer.socket.writes == [b"abc"]
+        peer.protocol.pause_writing()
+        peer.protocol.send(b"d")
+        await asyncio.sleep(0)
+        assert len(peer.socket.writes) == 1
+        peer.protocol.resume_writing()
+        await asyncio.sleep(0)
+        assert peer.socket.writes == [b"abc", b"d"]
+
+    loop.run_until_complete(test())
+
+
+def test_aiormq_is_shown_a_heartbeat_when_only_hot_frames_flow(loop: asyncio.AbstractEventLoop) -> None:
+    peer = Peer(loop)
+    hot = content(deliver(1), 1, b"x", "m")
+    peer.protocol.data_received(hot)
+    assert peer.cold() == b""
+    peer.protocol._last_shown -= SHOW_HEARTBEAT_EVERY + 1
+    peer.protocol.data_received(hot)
+    peer.protocol.data_received(hot)
+    assert peer.cold() == frames.HEARTBEAT
+
+
+# Acknowledgements
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_every_finished_tag_is_acknowledged_once_and_no_other_ever(data: st.DataObject) -> None:
+    """A model of the broker: it knows which tags it waits for, and refuses any other."""
+    count = data.draw(st.integers(1, 30))
+    waiting = set(range(1, count + 1))
+    finished: set[int] = set()
+    given_back: set[int] = set()
+    acks = Acks(7)
+
+    def broker_reads(frame: bytes) -> None:
+        _, channel, read = pamqp.frame.unmarshal(frame)
+        assert channel == 7
+        assert read.delivery_tag in waiting, "the broker would close the channel"
+        if isinstance(read, Basic.Nack):
+            assert read.delivery_tag in given_back
+            waiting.remove(read.delivery_tag)
+            return
+        covered = {tag for tag in waiting if tag <= read.delivery_tag} if read.multiple else {read.delivery_tag}
+        assert covered <= finished, "an unfinished message was acknowledged"
+        waiting.difference_update(covered)
+
+    for tag in data.draw(st.permutations(range(1, count + 1))):
+        what = data.draw(st.sampled_from(["finish", "finish", "finish", "requeue", "nothing"]))
+        if what == "finish":
+            finished.add(tag)
+            acks.finish(tag)
+        elif what == "requeue":
+            given_back.add(tag)
+            broker_reads(acks.requeue(tag))
+        if data.draw(st.booleans()):
+            for frame in acks.take():
+                broker_reads(frame)
+    for frame in acks.take():
+        broker_reads(frame)
+    assert waiting == set(range(1, count + 1)) - finished - given_back
+
+
+def test_a_finished_prefix_goes_with_one_frame() -> None:
+    acks = Acks(1)
+    for tag in (2, 1, 3, 5):
+        acks.finish(tag)
+    assert acks.take() == [frames.ack(1, 5), frames.ack(1, 3, multiple=True)]
+    acks.finish(4)
+    assert acks.take() == [frames.ack(1, 4, multiple=True)]
