@@ -171,6 +171,7 @@ CONTENDERS = {
     "ackback, def": ["ackback", "sync", "lane"],
     "ackback on aio-pika": ["ackback", "async", "aio-pika"],
     "aio-pika by hand": ["hand"],
+    "raw sockets (ceiling)": ["raw"],
 }
 
 
@@ -186,6 +187,8 @@ def delete_queues(url: str) -> None:
 def measure(url: str, contender: list[str], count: int) -> float:
     """One run of one contender: a fresh worker process, its queues made anew."""
     delete_queues(url)
+    if contender == ["raw"]:
+        return measure_ceiling(url, count)
     command = [sys.executable, __file__, "--worker", *contender, "--url", url, "--count", str(count)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -199,6 +202,28 @@ def measure(url: str, contender: list[str], count: int) -> float:
         worker.terminate()
         worker.wait()
         worker.stdout.close()
+
+
+def measure_ceiling(url: str, count: int) -> float:
+    from bench import ceiling
+
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, "-m", "bench.ceiling"]
+    processes = []
+    try:
+        for role in ("serve", "receive"):
+            arguments = [*command, role, url, str(count)]
+            processes.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment))
+            assert processes[-1].stdout is not None
+            assert "ready" in json.loads(processes[-1].stdout.readline())
+        started = ceiling.publish(url, count)
+        return count / (json.loads(processes[1].stdout.readline())["last"] - started)  # type: ignore[union-attr]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
 
 
 def wait_for_consumer(url: str) -> None:

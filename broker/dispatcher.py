@@ -15,6 +15,7 @@ from broker import codec
 from broker import headers as h
 from broker.cid import new_cid
 from broker.errors import ConnectionLostError, InvalidInputError
+from broker.headers import Headers
 from broker.log import handling
 from broker.message import Message, Problem, Reply
 from broker.outcome import NOTHING, Outcome, failure, problem, reply
@@ -26,7 +27,10 @@ from broker.service import Request, Service
 class Begun(Protocol):
     """The invocation that a service instance sees while it handles a message; see `invoker.Invocation`."""
 
-    response: Any
+    sent: bool
+
+    @property
+    def payload(self) -> Any: ...
 
     async def confirmed(self) -> None: ...
     def end(self) -> None: ...
@@ -52,51 +56,62 @@ class Dispatcher:
         self._max_body = max_body
 
     async def dispatch(
-        self, definition: ServiceDefinition, message: Message, *, redelivered: bool = False, is_reply: bool = False
+        self,
+        definition: ServiceDefinition,
+        message: Message,
+        *,
+        redelivered: bool = False,
+        reply_headers: Headers | None = None,
     ) -> Outcome:
         """Handle one message.
 
-        `is_reply` says that it came to the callback queue; elsewhere header `status` tells a reply.
+        `reply_headers` are the headers, already read, of a reply that came to the callback queue; elsewhere header
+        `status` tells a reply.
 
         Raises:
             ConnectionLostError: what the handler sent may not have been accepted; the message will come again.
         """
-        cid = message.correlation_id = message.correlation_id or new_cid()
+        cid = message.correlation_id
+        if not cid:
+            cid = message.correlation_id = new_cid()
+        invocation: Begun | None = None
         handling.set((cid, definition.name, 1))
         try:
-            return await self._handle(definition, message, cid, redelivered, is_reply)
-        except (ConnectionLostError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            return _failed(definition, message, error)
-
-    async def _handle(
-        self, definition: ServiceDefinition, message: Message, cid: str, redelivered: bool, is_reply: bool
-    ) -> Outcome:
-        if len(message.body) > self._max_body:
-            raise TooLarge(len(message.body), self._max_body)
-        headers = h.read(message)
-        is_reply = is_reply or headers.status is not None
-        if headers.attempt > 1:
-            handling.set((cid, definition.name, headers.attempt))
-        request = Request(
-            message, attempt=headers.attempt, redelivered=redelivered, source=headers.source, is_reply=is_reply
-        )
-        invocation = self._begin(definition, message, cid, request)
-        service = definition.cls()
-        service._invocation = invocation  # type: ignore[assignment]
-        try:
+            if len(message.body) > self._max_body:
+                raise TooLarge(len(message.body), self._max_body)
+            headers = h.read(message) if reply_headers is None else reply_headers
+            if headers.attempt > 1:
+                handling.set((cid, definition.name, headers.attempt))
+            is_reply = reply_headers is not None or headers.status is not None
+            request = Request(message, headers.attempt, redelivered, headers.source, is_reply)
+            invocation = self._begin(definition, message, cid, request)
+            service = definition.cls()
+            service._invocation = invocation  # type: ignore[assignment]
             if headers.status == h.ERROR:
                 return await self._handle_error(definition, service, invocation, message)
             handle = service.handle  # type: ignore[attr-defined]
-            result = await self._run(
-                definition, definition.is_async, handle, *_arguments(definition, message, is_reply)
-            )
-            answer = _answer(definition, message, invocation.response.payload if result is None else result)
-            await invocation.confirmed()
+            arguments = _arguments(definition, message, is_reply)
+            if definition.is_async and definition.timeout is None:
+                result = await handle(*arguments)
+            else:
+                result = await self._run(definition, definition.is_async, handle, *arguments)
+            answer = _answer(definition, message, invocation.payload if result is None else result)
+            if invocation.sent:
+                await invocation.confirmed()
             return answer
+        except ConnectionLostError:
+            raise
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            return _failed(definition, message, RuntimeError("the handler raised CancelledError"))
+        except SystemExit as error:
+            return _failed(definition, message, RuntimeError(f"the handler called sys.exit({error.code!r})"))
+        except Exception as error:
+            return _failed(definition, message, error)
         finally:
-            invocation.end()
+            if invocation is not None:
+                invocation.end()
 
     async def _handle_error(
         self, definition: ServiceDefinition, service: Service, invocation: Begun, message: Message
@@ -126,12 +141,6 @@ class Dispatcher:
             if scope.expired():
                 raise TimeoutExceeded(f"it took longer than its timeout of {definition.timeout:g} s") from None
             raise
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            raise RuntimeError("the handler raised CancelledError") from None
-        except SystemExit as error:
-            raise RuntimeError(f"the handler called sys.exit({error.code!r})") from error
 
 
 class TooLarge(Exception):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from broker.errors import InvalidInputError
 from broker.message import Message
@@ -31,8 +31,7 @@ MAX_CALLBACKS = 64
 MAX_TEXT = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(NamedTuple):
     """What the protocol's headers of a message say."""
 
     callbacks: tuple[str, ...] = ()
@@ -42,6 +41,9 @@ class Headers:
 
 
 _NONE = Headers()
+_TEXTS = (PARENT, *TRACING, SERVICE)
+# The same few names come again and again.
+_name_problem = lru_cache(maxsize=4096)(name_problem)
 
 
 def read(message: Message) -> Headers:
@@ -53,10 +55,11 @@ def read(message: Message) -> Headers:
     headers = message.headers
     if not headers or OWN.isdisjoint(headers):
         return _NONE
-    for name in (PARENT, *TRACING, SERVICE):
-        _text(headers, name)
+    for name in _TEXTS:
+        if name in headers:
+            _text(headers, name)
     source = _text(headers, SOURCE)
-    if source is not None and (problem := name_problem(source)):
+    if source is not None and (problem := _name_problem(source)):
         raise InvalidInputError(f"header 'source' is not a service's name: {problem}")
     return Headers(callbacks(headers), source, _attempt(headers), _text(headers, STATUS))
 
@@ -70,6 +73,8 @@ def callbacks(headers: Mapping[str, Any]) -> tuple[str, ...]:
     value = headers.get(CALLBACK)
     if value is None:
         return ()
+    if isinstance(value, str) and _name_problem(value) is None:
+        return (value,)
     names = value if isinstance(value, list) else [value]
     if len(names) > MAX_CALLBACKS:
         raise InvalidInputError(f"header 'callback' lists {len(names)} names; {MAX_CALLBACKS} are allowed")
@@ -124,7 +129,9 @@ def _text(headers: Mapping[str, Any], name: str) -> str | None:
 
 
 def _attempt(headers: Mapping[str, Any]) -> int:
-    value = headers.get(ATTEMPT, 1)
+    value = headers.get(ATTEMPT)
+    if value is None:
+        return 1
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidInputError("header 'attempt' must be a whole number from 1 up")
     return value

@@ -76,6 +76,10 @@ def check_cid(cid: str) -> str:
     return cid
 
 
+# Held for the moment that a thread takes to count: one for all is cheaper than one for each message.
+_SCHEDULING = threading.Lock()
+
+
 class Invoker:
     """What all invocations of a process share: its services, its calls, and the connection of the moment."""
 
@@ -113,7 +117,10 @@ class Invoker:
 
 
 class Invocation:
-    """One message being handled, as its service sees it, and the invocations that its handler makes meanwhile."""
+    """One message being handled, as its service sees it, and the invocations that its handler makes meanwhile.
+
+    `sent` says whether there are any.
+    """
 
     def __init__(
         self,
@@ -130,12 +137,23 @@ class Invocation:
         self._seed: bytes | None = None
         self._outbox: list[Publishing] | None = [] if definition.outbox else None
         self._confirms: list[tuple[Publishing, asyncio.Future[None]]] = []
-        self._lock = threading.Lock()
         self._scheduled = 0
         self._ended = False
+        self._response: Response | None = None
+        self.sent = False
         self.cid = cid
         self.request = request
-        self.response = Response()
+
+    @property
+    def response(self) -> Response:
+        if self._response is None:
+            self._response = Response()
+        return self._response
+
+    @property
+    def payload(self) -> Any:
+        """What the handler left in `response.payload`."""
+        return "" if self._response is None else self._response.payload
 
     @property
     def logger(self) -> ServiceLogger:
@@ -174,12 +192,13 @@ class Invocation:
             raise RuntimeError(
                 f"the handling of {self.cid} has ended (it took longer than its timeout): nothing was sent"
             )
+        self.sent = True
         if self._outbox is not None:
             self._outbox.append(publishing)
         elif threading.get_ident() == self._invoker.loop_thread:
             self._publish(publishing)
         else:
-            with self._lock:
+            with _SCHEDULING:
                 self._scheduled += 1
             self._invoker.loop.call_soon_threadsafe(self._publish_scheduled, publishing)
         return cid
@@ -247,7 +266,7 @@ class Invocation:
         return message
 
     def _next_cid(self) -> str:
-        with self._lock:
+        with _SCHEDULING:
             if self._seed is None:
                 self._seed = seed_of(self._message, self._definition.name, self.cid)
             ordinal, self._ordinal = self._ordinal, self._ordinal + 1
@@ -258,7 +277,7 @@ class Invocation:
 
     def _publish_scheduled(self, publishing: Publishing) -> None:
         self._publish(publishing)
-        with self._lock:
+        with _SCHEDULING:
             self._scheduled -= 1
 
 

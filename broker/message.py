@@ -94,12 +94,12 @@ class Problem:
             members = None
         if not isinstance(members, dict):
             members = {"detail": body.decode("utf-8", "replace")}
-        attempts = members.get("attempts")
+        attempts, errors = members.get("attempts"), members.get("errors")
         return cls(
             type=str(members.get("type", "about:blank")),
             title=str(members.get("title", "The service failed")),
             detail=str(members.get("detail", "")),
             service=str(members.get("service", service)),
             attempts=attempts if isinstance(attempts, int) else 1,
-            errors=tuple(e for e in members.get("errors", ()) if isinstance(e, dict)),
+            errors=tuple(one for one in errors if isinstance(one, dict)) if isinstance(errors, list) else (),
         )

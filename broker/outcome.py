@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from broker import headers as h
 from broker.cid import reply_id
@@ -29,8 +28,7 @@ _SENDER_SELECTED = ("CC", "BCC")
 _BROKERS_NOTES = ("x-delivery-count", "x-acquired-count")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """All that is to be published, and confirmed, before a message is acknowledged."""
 
     reply: Publishing | None = None

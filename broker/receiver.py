@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from broker import callbacks, undertaker
@@ -13,10 +15,11 @@ from broker.backoff import backoff
 from broker.cid import new_cid
 from broker.dispatcher import Dispatcher
 from broker.errors import ConnectionLostError, InvalidInputError, NotAcceptedError, UnencodableError, UnroutableError
+from broker.headers import Headers
 from broker.invoker import Invocation, Invoker
 from broker.log import logger
 from broker.message import Publishing
-from broker.outcome import Outcome, problem, stripped
+from broker.outcome import NOTHING, Outcome, problem, stripped
 from broker.outcome import dead_letter as dead_letter_of
 from broker.registry import Registry, ServiceDefinition
 from broker.threads import Threads
@@ -28,6 +31,17 @@ CALLBACK_PREFETCH = 200
 UNDERTAKER_PREFETCH = 50
 
 
+class _Host:
+    """A hosted service: its free slots, and the deliveries that wait for one."""
+
+    __slots__ = ("definition", "free", "waiting")
+
+    def __init__(self, definition: ServiceDefinition) -> None:
+        self.definition = definition
+        self.free = definition.concurrency
+        self.waiting: deque[tuple[Delivery, Headers | None]] = deque()
+
+
 class Receiver:
     """Handles the deliveries of one process, each in a task of its own."""
 
@@ -35,33 +49,34 @@ class Receiver:
         self.invoker = Invoker(registry, callback_queue, max_body)
         self._registry = registry
         self._callback_queue = callback_queue
+        self._loop = asyncio.get_running_loop()
         self._threads = Threads(sum(definition.concurrency for definition in registry) or 1)
-        self._dispatcher = Dispatcher(self._begin, self._threads.run, max_body)
-        self._slots = {definition.name: asyncio.Semaphore(definition.concurrency) for definition in registry}
+        self._dispatcher = Dispatcher(partial(Invocation, self.invoker), self._threads.run, max_body)
+        self._hosts = {definition.name: _Host(definition) for definition in registry}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: set[asyncio.Task[None]] = set()
         self._refused_once: set[str] = set()
 
     def consumers(self) -> dict[str, tuple[int, Callable[[Delivery], None]]]:
         """Each queue to consume, with its prefetch and what takes its deliveries."""
         consumers: dict[str, tuple[int, Callable[[Delivery], None]]] = {
-            UNDERTAKER: (UNDERTAKER_PREFETCH, self._taker(self._bury)),
-            self._callback_queue: (CALLBACK_PREFETCH, self._taker(self._handle_reply)),
+            UNDERTAKER: (UNDERTAKER_PREFETCH, self._take_dead),
+            self._callback_queue: (CALLBACK_PREFETCH, self._take_reply),
         }
-        for definition in self._registry:
-            consumers[definition.name] = (definition.concurrency, self._taker(self._handle, definition))
+        for name, host in self._hosts.items():
+            consumers[name] = (host.definition.concurrency, partial(self._take, host))
         return consumers
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._tasks) + sum(len(host.waiting) for host in self._hosts.values())
 
     async def drain(self, grace: float) -> int:
-        """Let what is running finish within `grace` seconds; give back what has not started, and then what has not finished.
+        """Let what is running finish within `grace` seconds; give back what has not started, then what has not finished.
 
         Returns how many did not finish.
         """
-        for task in list(self._waiting):
-            task.cancel()
+        for host in self._hosts.values():
+            while host.waiting:
+                host.waiting.popleft()[0].requeue()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
         unfinished = set(self._tasks)
@@ -74,80 +89,77 @@ class Receiver:
     def close(self) -> None:
         self._threads.close()
 
-    def _begin(self, definition: ServiceDefinition, message: Any, cid: str, request: Any) -> Invocation:
-        return Invocation(self.invoker, definition, message, cid, request)
-
-    def _taker(self, handle: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> Callable[[Delivery], None]:
-        def take(delivery: Delivery) -> None:
-            task = asyncio.ensure_future(self._guarded(handle(*args, delivery), delivery))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-        return take
-
-    async def _guarded(self, handled: Coroutine[Any, Any, None], delivery: Delivery) -> None:
-        """Acknowledge what was handled to its end; give back what was not."""
-        try:
-            await handled
-        except ConnectionLostError:
-            logger.debug("the connection was lost while a message was handled: the broker delivers it again")
-            return
-        except asyncio.CancelledError:
-            delivery.requeue()
-            return
-        except Exception:
-            logger.exception(
-                "a message could not be handled because of an error in ackback itself; it becomes a dead letter"
-            )
-            await self._bury_after_bug(delivery)
-            return
-        delivery.ack()
-
-    async def _handle(self, definition: ServiceDefinition, delivery: Delivery) -> None:
-        outcome = await self._dispatch(definition, delivery, is_reply=False)
-        await self._settle(outcome, delivery)
-
-    async def _dispatch(self, definition: ServiceDefinition, delivery: Delivery, *, is_reply: bool) -> Outcome:
-        slots = self._slots[definition.name]
-        if slots.locked():
-            task = asyncio.current_task()
-            assert task is not None
-            self._waiting.add(task)
-            try:
-                await slots.acquire()
-            finally:
-                self._waiting.discard(task)
+    def _take(self, host: _Host, delivery: Delivery, headers: Headers | None = None) -> None:
+        """Handle a delivery as soon as its service has a free slot. `headers` are those of a reply to the callback queue."""
+        if host.free:
+            host.free -= 1
+            self._start(self._handle(host, delivery, headers), delivery)
         else:
-            await slots.acquire()
-        try:
-            return await self._dispatcher.dispatch(
-                definition, delivery.message, redelivered=delivery.redelivered, is_reply=is_reply
-            )
-        finally:
-            slots.release()
+            host.waiting.append((delivery, headers))
 
-    async def _handle_reply(self, delivery: Delivery) -> None:
+    def _release(self, host: _Host) -> None:
+        if not host.waiting:
+            host.free += 1
+            return
+        delivery, headers = host.waiting.popleft()
+        self._start(self._handle(host, delivery, headers), delivery)
+
+    def _take_reply(self, delivery: Delivery) -> None:
+        """Run a reply's callback here, or pass the reply on."""
         message = delivery.message
         cid = message.correlation_id = message.correlation_id or new_cid()
         try:
             headers = h.read(message)
         except InvalidInputError as error:
             logger.warning("a reply with invalid headers becomes a dead letter: %s", error, extra={"cid": cid})
-            await self._settle(callbacks.unreadable(message, error), delivery)
+            self._start(self._settle(callbacks.unreadable(message, error), delivery), delivery)
             return
         decision = callbacks.route(message, headers, cid, self._free)
         if isinstance(decision, callbacks.RunHere):
-            decision = await self._dispatch(decision.callback, delivery, is_reply=True)
-        elif decision.dead:
+            self._take(self._hosts[decision.callback.name], delivery, headers)
+            return
+        if decision.dead:
             logger.warning("a reply that names no callback becomes a dead letter", extra={"cid": cid})
-        await self._settle(decision, delivery)
+        self._start(self._settle(decision, delivery), delivery)
 
     def _free(self, name: str) -> ServiceDefinition | None:
-        definition = self._registry.get(name)
-        return None if definition is None or self._slots[name].locked() else definition
+        host = self._hosts.get(name)
+        return host.definition if host is not None and host.free else None
 
-    async def _bury(self, delivery: Delivery) -> None:
-        await self._settle(undertaker.bury(delivery.message), delivery)
+    def _take_dead(self, delivery: Delivery) -> None:
+        self._start(self._settle(undertaker.bury(delivery.message), delivery), delivery)
+
+    def _start(self, handled: Coroutine[Any, Any, None], delivery: Delivery) -> None:
+        task = self._loop.create_task(self._guarded(handled, delivery))
+        self._tasks.add(task)
+
+    async def _guarded(self, handled: Coroutine[Any, Any, None], delivery: Delivery) -> None:
+        """Acknowledge what was handled to its end; give back what was not."""
+        try:
+            await handled
+            delivery.ack()
+        except ConnectionLostError:
+            logger.debug("the connection was lost while a message was handled: the broker delivers it again")
+        except asyncio.CancelledError:
+            handled.close()  # it may not have started
+            delivery.requeue()
+        except Exception:
+            logger.exception(
+                "a message could not be handled because of an error in ackback itself; it becomes a dead letter"
+            )
+            await self._bury_after_bug(delivery)
+        finally:
+            self._tasks.discard(asyncio.current_task())
+
+    async def _handle(self, host: _Host, delivery: Delivery, headers: Headers | None) -> None:
+        try:
+            outcome = await self._dispatcher.dispatch(
+                host.definition, delivery.message, redelivered=delivery.redelivered, reply_headers=headers
+            )
+        finally:
+            self._release(host)
+        if outcome is not NOTHING:
+            await self._settle(outcome, delivery)
 
     async def _bury_after_bug(self, delivery: Delivery) -> None:
         error = problem("error", "Internal error", "an error in ackback itself; see the daemon's log", "")
@@ -164,18 +176,24 @@ class Receiver:
         """
         if not delivery.live:
             raise ConnectionLostError("the delivery was lost with its connection")
-        publishing = [self._forward(one, delivery) for one in outcome.forwards]
-        if outcome.dead is not None:
-            publishing.append(self._file(outcome.dead))
-        if outcome.reply is not None:
-            publishing.append(self._send_reply(outcome.reply))
-        if len(publishing) == 1:
-            await publishing[0]
-        elif publishing:
-            await asyncio.gather(*publishing)
+        reply, dead, forwards = outcome
+        if reply is not None and dead is None:
+            await self._send_reply(reply)
+            return
+        publishing = [self._forward(one, delivery) for one in forwards]
+        if dead is not None:
+            publishing.append(self._file(dead))
+        if reply is not None:
+            publishing.append(self._send_reply(reply))
+        await asyncio.gather(*publishing)
 
     async def _send_reply(self, publishing: Publishing) -> None:
         """A reply to a queue of ours is never dropped; one to a client that is gone is, unless it asks for a callback."""
+        try:
+            await self.invoker.publish(publishing)
+            return
+        except NotAcceptedError:
+            pass  # the rare case: find out what to do about it
         queue, message = publishing
         if self.invoker.hosts(queue):
             await self._publish_own(publishing)

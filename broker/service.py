@@ -24,9 +24,7 @@ class Request:
     __slots__ = ("_message", "_payload", "attempt", "is_reply", "redelivered", "source")
     _payload: Any
 
-    def __init__(
-        self, message: Message, *, attempt: int, redelivered: bool, source: str | None, is_reply: bool
-    ) -> None:
+    def __init__(self, message: Message, attempt: int, redelivered: bool, source: str | None, is_reply: bool) -> None:
         self._message = message
         self.attempt = attempt
         self.redelivered = redelivered
