@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-CONCURRENCY = 200
+CONCURRENCY = 1000
 WINDOW = 1000
 WORK = Path(__file__).parent / "work"
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from broker.calls import Calls
 from broker.cid import new_cid
 from broker.errors import AckbackError, BrokerUnavailableError, NotAcceptedError, Rejected
-from broker.invoker import check_cid, check_size, compose
-from broker.message import Message, Publishing
+from broker.invoker import Template, check_cid, check_size
+from broker.message import Publishing
 from broker.registry import name_of
 from broker.service import Callback, Callbacks, Service
 from broker.transport import Connection, Transport, create
 
-BULK_WINDOW = 1000
+BULK_WINDOW = 2000
 BULK_WINDOW_BYTES = 16 * 1024 * 1024
 
 if TYPE_CHECKING:
@@ -91,9 +91,10 @@ class AsyncClient:
                 send it again with the same `cid` where the service is idempotent.
             TypeError: the payload cannot be serialised.
         """
-        publishing = self._request(
-            name, payload, callback=callback, expiration=expiration, priority=priority, headers=headers, cid=cid
+        target, template = self._template(
+            name, callback=callback, expiration=expiration, priority=priority, headers=headers
         )
+        publishing = self._request(target, template, payload, cid)
         connection = await self._connected()
         await connection.publish(publishing)
         return cast(str, publishing.message.correlation_id)
@@ -110,22 +111,28 @@ class AsyncClient:
     ) -> list[str]:
         """Invoke a service once for each payload; return the CIDs, in order, once the broker has confirmed all.
 
-        `payloads` may be endless in size: no more than 1,000 requests or 16 MiB are ever unconfirmed, and the next payload
-        is taken only when there is room.
+        `payloads` may be endless: no more than 2,000 requests, or 16 MiB and one request more, are ever unconfirmed, and
+        the next payload is taken only when there is room.
 
         Raises:
             NotAcceptedError: some were not accepted: `rejected` lists each with its index, CID and error, `accepted` has the
                 CIDs of the others. All payloads were tried, except after a lost connection that cannot be made again.
             TypeError: a payload cannot be serialised; those before it are sent.
         """
+        target, template = self._template(
+            name, callback=callback, expiration=expiration, priority=priority, headers=headers
+        )
         bulk = _Bulk()
         try:
-            async for payload in _each(payloads):
-                publishing = self._request(
-                    name, payload, callback=callback, expiration=expiration, priority=priority, headers=headers
-                )
-                await bulk.room_for(len(publishing.message.body))
-                bulk.add(publishing, (await self._connected()).publish(publishing))
+            if isinstance(payloads, AsyncIterable):
+                async for payload in payloads:
+                    await self._add(bulk, target, template, payload)
+            else:
+                for payload in payloads:
+                    if bulk.is_full or not self._is_connected:
+                        await self._add(bulk, target, template, payload)
+                    else:
+                        self._publish(bulk, target, template, payload)
         except BrokerUnavailableError as error:
             await bulk.all_confirmed()
             bulk.raise_if_rejected(str(error), always=True)
@@ -144,32 +151,38 @@ class AsyncClient:
             NotAcceptedError: the broker refused the request.
             ConnectionLostError: the connection ended while waiting.
         """
-        publishing = self._request(name, payload)
+        publishing = self._request(*self._template(name), payload)
         return await self._calls.call(await self._connected(), publishing, timeout)
 
-    def _request(
-        self,
-        name: Callback,
-        payload: Any,
-        *,
-        callback: Callbacks | None = None,
-        cid: str | None = None,
-        **properties: Any,
-    ) -> Publishing:
+    async def _add(self, bulk: _Bulk, target: str, template: Template, payload: Any) -> None:
+        await bulk.room()
+        await self._connected()
+        self._publish(bulk, target, template, payload)
+
+    def _publish(self, bulk: _Bulk, target: str, template: Template, payload: Any) -> None:
+        publishing = self._request(target, template, payload)
+        assert self._connection is not None
+        bulk.add(publishing, self._connection.publish(publishing))
+
+    def _template(
+        self, name: Callback, *, callback: Callbacks | None = None, **properties: Any
+    ) -> tuple[str, Template]:
+        """The target's name, and what is the same for all requests to it."""
         queue = self._settings.callbacks.queue
         own_queues = frozenset({queue})
-        target = name_of(name, {}, own_queues)
         given = () if callback is None else callback if isinstance(callback, (list, tuple)) else (callback,)
         callbacks = tuple(dict.fromkeys(name_of(cast(Callback, one), {}, own_queues) for one in given))
-        message: Message = compose(
-            payload,
-            cid=new_cid() if cid is None else check_cid(cid),
-            callbacks=callbacks,
-            reply_to=queue if callbacks else None,
-            **properties,
-        )
+        template = Template(callbacks=callbacks, reply_to=queue if callbacks else None, **properties)
+        return name_of(name, {}, own_queues), template
+
+    def _request(self, target: str, template: Template, payload: Any, cid: str | None = None) -> Publishing:
+        message = template.request(payload, new_cid() if cid is None else check_cid(cid))
         check_size(message, target, self._settings.worker.max_body)
         return Publishing(target, message)
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._connection is not None and not self._connection.lost.done()
 
     async def _connected(self) -> Connection:
         if self._connection is not None and not self._connection.lost.done():
@@ -187,17 +200,16 @@ class _Bulk:
     def __init__(self) -> None:
         self._cids: list[str] = []
         self._rejected: list[Rejected] = []
-        self._unconfirmed: set[asyncio.Future[None]] = set()
+        self._unconfirmed: dict[asyncio.Future[None], tuple[int, str, int]] = {}
         self._bytes = 0
         self._changed = asyncio.Event()
 
-    async def room_for(self, size: int) -> None:
-        await self._until(
-            lambda: (
-                len(self._unconfirmed) < BULK_WINDOW
-                and (not self._unconfirmed or self._bytes + size <= BULK_WINDOW_BYTES)
-            )
-        )
+    @property
+    def is_full(self) -> bool:
+        return len(self._unconfirmed) >= BULK_WINDOW or self._bytes >= BULK_WINDOW_BYTES
+
+    async def room(self) -> None:
+        await self._until(lambda: not self.is_full)
 
     async def all_confirmed(self) -> None:
         await self._until(lambda: not self._unconfirmed)
@@ -206,20 +218,18 @@ class _Bulk:
         index, size = len(self._cids), len(publishing.message.body)
         cid = cast(str, publishing.message.correlation_id)
         self._cids.append(cid)
-        self._unconfirmed.add(confirm)
+        self._unconfirmed[confirm] = index, cid, size
         self._bytes += size
+        confirm.add_done_callback(self._on_confirm)
 
-        def on_confirm(done: asyncio.Future[None]) -> None:
-            self._unconfirmed.discard(done)
-            self._bytes -= size
-            self._changed.set()
-            error = AckbackError("it was cancelled") if done.cancelled() else done.exception()
-            if error is not None:
-                self._rejected.append(
-                    Rejected(index, cid, error if isinstance(error, AckbackError) else AckbackError(repr(error)))
-                )
-
-        confirm.add_done_callback(on_confirm)
+    def _on_confirm(self, done: asyncio.Future[None]) -> None:
+        index, cid, size = self._unconfirmed.pop(done)
+        self._bytes -= size
+        self._changed.set()
+        error = AckbackError("it was cancelled") if done.cancelled() else done.exception()
+        if error is not None:
+            known = error if isinstance(error, AckbackError) else AckbackError(repr(error))
+            self._rejected.append(Rejected(index, cid, known))
 
     def accepted(self) -> list[str]:
         refused = {one.index for one in self._rejected}
@@ -241,15 +251,6 @@ class _Bulk:
         while not condition():
             self._changed.clear()
             await self._changed.wait()
-
-
-async def _each(payloads: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(payloads, AsyncIterable):
-        async for payload in payloads:
-            yield payload
-    else:
-        for payload in payloads:
-            yield payload
 
 
 class Client:

@@ -96,8 +96,13 @@ def validate(message: Message, adapter: TypeAdapter[Any], *, or_text: bool = Fal
     Raises:
         InvalidInputError: it is not valid; `errors` has pydantic's locations and messages, never the input.
     """
-    kind = media_type(message)
     body = message.body
+    if message.content_type == JSON and message.content_encoding is None:
+        try:
+            return adapter.validate_json(body)
+        except ValidationError:
+            pass  # the rare case: find out why, or whether it is text
+    kind = media_type(message)
     if kind == "json" and not or_text:
         return _validated(adapter.validate_json, body)
     if kind == "text":

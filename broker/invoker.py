@@ -21,48 +21,62 @@ from broker.topology import own_queue
 from broker.transport import Connection
 
 
-def compose(
-    payload: Any,
-    *,
-    cid: str,
-    callbacks: tuple[str, ...] = (),
-    reply_to: str | None = None,
-    expiration: float | None = None,
-    priority: int | None = None,
-    headers: Mapping[str, Any] | None = None,
-    own_headers: Mapping[str, Any] | None = None,
-) -> Message:
-    """A request. `expiration` is in seconds; `own_headers` are the protocol's, `headers` the user's.
+class Template:
+    """What many requests have in common, checked once.
+
+    `expiration` is in seconds; `own_headers` are the protocol's, `headers` the user's.
 
     Raises:
-        TypeError: the payload cannot be serialised.
+        TypeError: a header has a value that AMQP has no type for.
         ValueError: an argument is out of its range, or a header is one of the protocol's own.
     """
-    if expiration is not None and not 0 <= expiration <= 366 * 86400:
-        raise ValueError(f"expiration is in seconds, from 0 to a year, not {expiration!r}")
-    if priority is not None and not 0 <= priority <= 255:
-        raise ValueError(f"priority is 0 to 255, not {priority!r}")
-    if headers and not h.OWN.isdisjoint(headers):
-        taken = ", ".join(sorted(h.OWN.intersection(headers)))
-        raise ValueError(f"headers that the protocol itself sets cannot be given: {taken}")
-    h.check_encodable(dict(headers or {}), "headers")
-    if len(callbacks) > h.MAX_CALLBACKS:
-        raise ValueError(f"{len(callbacks)} callbacks; {h.MAX_CALLBACKS} are allowed")
-    body, content_type = codec.encode(payload)
-    all_headers = {**(headers or {}), **(own_headers or {})}
-    if callbacks:
-        all_headers[h.CALLBACK] = callbacks[0] if len(callbacks) == 1 else list(callbacks)
-    return Message(
-        body=body,
-        headers=all_headers,
-        content_type=content_type,
-        correlation_id=cid,
-        message_id=cid,
-        reply_to=reply_to,
-        expiration=None if expiration is None else round(expiration * 1000),
-        priority=priority,
-        timestamp=datetime.now(UTC),
-    )
+
+    def __init__(
+        self,
+        *,
+        callbacks: tuple[str, ...] = (),
+        reply_to: str | None = None,
+        expiration: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+        own_headers: Mapping[str, Any] | None = None,
+    ) -> None:
+        if expiration is not None and not 0 <= expiration <= MAX_EXPIRATION:
+            raise ValueError(f"expiration is in seconds, from 0 to a year, not {expiration!r}")
+        if priority is not None and not 0 <= priority <= 255:
+            raise ValueError(f"priority is 0 to 255, not {priority!r}")
+        if len(callbacks) > h.MAX_CALLBACKS:
+            raise ValueError(f"{len(callbacks)} callbacks; {h.MAX_CALLBACKS} are allowed")
+        if headers:
+            if not h.OWN.isdisjoint(headers):
+                taken = ", ".join(sorted(h.OWN.intersection(headers)))
+                raise ValueError(f"headers that the protocol itself sets cannot be given: {taken}")
+            h.check_encodable(dict(headers), "headers")
+        self._headers = {**(headers or {}), **(own_headers or {})}
+        if callbacks:
+            self._headers[h.CALLBACK] = callbacks[0] if len(callbacks) == 1 else list(callbacks)
+        self._reply_to = reply_to
+        self._expiration = None if expiration is None else round(expiration * 1000)
+        self._priority = priority
+
+    def request(self, payload: Any, cid: str) -> Message:
+        """A request with this payload.
+
+        Raises:
+            codec.UnserialisableError: the payload cannot be serialised.
+        """
+        body, content_type = codec.encode(payload)
+        return Message(
+            body,
+            self._headers,
+            content_type,
+            correlation_id=cid,
+            message_id=cid,
+            reply_to=self._reply_to,
+            expiration=self._expiration,
+            priority=self._priority,
+            timestamp=datetime.now(UTC),
+        )
 
 
 def check_cid(cid: str) -> str:
@@ -75,6 +89,8 @@ def check_cid(cid: str) -> str:
         raise ValueError(f"a CID is a string of 1 to 200 bytes, not {cid!r:.60}")
     return cid
 
+
+MAX_EXPIRATION = 366 * 86400
 
 # Held for the moment that a thread takes to count: one for all is cheaper than one for each message.
 _SCHEDULING = threading.Lock()
@@ -254,12 +270,12 @@ class Invocation:
         for _, confirm in self._confirms:
             confirm.add_done_callback(_retrieved)
 
-    def _compose(self, target: str, payload: Any, **properties: Any) -> Message:
+    def _compose(self, target: str, payload: Any, cid: str, **properties: Any) -> Message:
         request = self._message
         tracing = {key: request.headers[key] for key in h.TRACING if key in request.headers}
         own_headers = {h.SOURCE: self._definition.name, h.PARENT: self.cid, **tracing}
         try:
-            message = compose(payload, own_headers=own_headers, **properties)
+            message = Template(own_headers=own_headers, **properties).request(payload, cid)
         except codec.UnserialisableError as error:
             raise TypeError(f"the payload for {target!r} cannot be serialised: {error}") from None
         check_size(message, target, self._invoker.max_body)

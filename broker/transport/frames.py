@@ -56,8 +56,10 @@ USER_ID = 1 << 4
 APP_ID = 1 << 3
 CLUSTER_ID = 1 << 2
 MORE_FLAGS = 1
+_SELDOM = TIMESTAMP | TYPE | USER_ID | APP_ID
 
 _END = bytes([FRAME_END])
+_LENGTHS = [bytes([length]) for length in range(256)]
 _FRAME = struct.Struct(">BHI")
 _METHOD = struct.Struct(">BHII")
 _HEADER = struct.Struct(">BHIHHQH")
@@ -163,9 +165,10 @@ def encode_properties(message: Message) -> tuple[int, bytes]:
 def shortstr(text: str) -> bytes:
     """A string of at most 255 bytes, with its length before it."""
     encoded = text.encode("utf-8", "surrogateescape")
-    if len(encoded) > 255:
-        raise ValueError(f"AMQP allows 255 bytes here, not {len(encoded)}: {text[:40]!r}…")
-    return bytes([len(encoded)]) + encoded
+    try:
+        return _LENGTHS[len(encoded)] + encoded
+    except IndexError:
+        raise ValueError(f"AMQP allows 255 bytes here, not {len(encoded)}: {text[:40]!r}…") from None
 
 
 _cached_shortstr = lru_cache(maxsize=1024)(shortstr)
@@ -259,6 +262,15 @@ def _decode_properties(header: bytes, body: bytes) -> Message:
         message.expiration = int(text) if text.isdigit() else None
     if flags & MESSAGE_ID:
         message.message_id, at = _read_shortstr(header, at)
+    if flags & _SELDOM:
+        at = _read_seldom(message, flags, header, at)
+    if at > len(header):
+        raise ValueError("it ends too soon")
+    return message
+
+
+def _read_seldom(message: Message, flags: int, header: bytes, at: int) -> int:
+    """The properties after the message ID."""
     if flags & TIMESTAMP:
         message.timestamp, at = _read_timestamp(header, at)
     if flags & TYPE:
@@ -267,9 +279,7 @@ def _decode_properties(header: bytes, body: bytes) -> Message:
         message.user_id, at = _read_shortstr(header, at)
     if flags & APP_ID:
         message.app_id, at = _read_shortstr(header, at)
-    if at > len(header):
-        raise ValueError("it ends too soon")
-    return message
+    return at
 
 
 def _read_shortstr(data: bytes, at: int) -> tuple[str, int]:

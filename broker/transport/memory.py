@@ -116,7 +116,7 @@ class MemoryBroker:
         elif self._is_full(queue):
             confirm.set_exception(NotAcceptedError(f"queue {routing_key!r} is full: RabbitMQ refused the message"))
         else:
-            self._enqueue(queue, copy(message))
+            self._enqueue(queue, _with_headers(message, {}))
             confirm.set_result(None)
 
     @staticmethod
