@@ -32,8 +32,8 @@ def reply_id(cid: str, callback: str = "") -> str:
     A foreign CID may be as long as AMQP allows a message ID to be (255 bytes): then a hash of it takes its place.
     """
     suffix = f"/reply/{callback}" if callback else "/reply"
-    if len(cid.encode()) + len(suffix) > MAX_SHORTSTR:
-        cid = hashlib.blake2b(cid.encode(), digest_size=_BYTES).hexdigest()
+    if len(cid) * 4 + len(suffix) > MAX_SHORTSTR and len(_encoded(cid)) + len(suffix) > MAX_SHORTSTR:
+        cid = hashlib.blake2b(_encoded(cid), digest_size=_BYTES).hexdigest()
     return cid + suffix
 
 
@@ -43,6 +43,11 @@ def seed_of(message: Message, service: str, cid: str) -> bytes:
     Foreign clients may leave the message ID out and use one correlation ID again and again: then the body counts, too.
     """
     if message.message_id:
-        return f"{service}\0{message.message_id}".encode()
+        return _encoded(f"{service}\0{message.message_id}")
     body = hashlib.blake2b(message.body, digest_size=_BYTES).digest()
-    return f"{service}\0{cid}\0".encode() + body
+    return _encoded(f"{service}\0{cid}\0") + body
+
+
+def _encoded(text: str) -> bytes:
+    # What a foreign client sends need not be UTF-8; the transports keep it byte for byte.
+    return text.encode("utf-8", "surrogateescape")

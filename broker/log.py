@@ -20,7 +20,10 @@ handling: ContextVar[tuple[str, str, int] | None] = ContextVar("ackback_handling
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 # aiormq reports the same events again in its own words; what matters of them, the daemon says once.
 _NOISY = ("aiormq", "aio_pika", "asyncio")
-_CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), 127, *range(128, 160), 0x2028, 0x2029)}
+# Control characters, separators of lines, and the halves of surrogate pairs, which no stream can encode.
+_CONTROL = {
+    code: repr(chr(code))[1:-1] for code in (*range(32), 127, *range(128, 160), 0x2028, 0x2029, *range(0xD800, 0xE000))
+}
 
 
 def setup(section: LogSection, stream: TextIO | None = None, *, debug: bool = False) -> None:
@@ -96,4 +99,4 @@ class JsonFormatter(logging.Formatter):
                 line[key] = value
         if record.exc_info and record.exc_info[0]:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode()

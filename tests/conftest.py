@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -11,6 +12,9 @@ import pytest
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
 from tests.rabbitmq import Rabbit, rabbitmq
+
+# It reports every refused connection at length, also while a broker is only starting.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 USED: dict[str, str] = {}
 

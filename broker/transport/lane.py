@@ -428,7 +428,12 @@ class LaneDelivery:
     @property
     def message(self) -> Message:
         if self._message is None:
-            self._message = frames.decode_properties(self._header, self._body)
+            try:
+                self._message = frames.decode_properties(self._header, self._body)
+            except frames.MalformedFrameError as error:
+                reason = f"malformed AMQP from the broker: {error}"
+                self._consumer._connection._lose(reason)  # type: ignore[attr-defined]
+                raise ConnectionLostError(reason) from None
         return self._message
 
     @property

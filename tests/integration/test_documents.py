@@ -113,3 +113,36 @@ def test_a_daemon_runs_as_compose_runs_it(
     assert process.wait_for("ready: ")[0].startswith("{")
     assert {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts} == before
     (tmp_path / "config.toml").write_text(f"[broker]\nurl = '{rabbitmq_url}'")
+
+
+def test_the_documented_permissions_are_enough(
+    project: Callable[..., Path],
+    start: Callable[..., Process],
+    ackback: Callable[..., subprocess.CompletedProcess[str]],
+    our_rabbit: Rabbit,
+) -> None:
+    """A user with just these, in a new virtual host: everything is declared, published and consumed."""
+    table = (ROOT / "docs" / "running.md").read_text().partition("## Permissions")[2]
+    patterns = [re.search(rf"\| {name} \| `(.*)` \|", table) for name in ("configure", "write", "read")]
+    allowed = [found[1].replace(r"\|", "|") for found in patterns if found]
+    assert len(allowed) == 3
+    our_rabbit.ctl("add_vhost", "limited")
+    our_rabbit.ctl("add_user", "orders", "hunter2")
+    our_rabbit.ctl("set_permissions", "-p", "limited", "orders", *allowed)
+    try:
+        folder = project({"orders.py": (ROOT / "services" / "orders.py").read_text()})
+        url = our_rabbit.url.replace("guest:guest@", "orders:hunter2@") + "limited"
+        (folder / "config.toml").write_text(f"[broker]\nurl = '{url}'")
+        daemon = start("run")
+        daemon.wait_for("ready: ")
+        assert ackback("send", "orders.place", '{"item": "screen"}').returncode == 0
+        daemon.wait_for("screen costs 219.00")
+        assert ackback("call", "orders.price", '{"item": "boat"}').returncode == 1
+        assert ackback("send", "orders.place", '{"item": "boat"}').returncode == 0
+        daemon.wait_for("No price (Rejected)")
+        assert ackback("check").returncode == 0
+        daemon.end()
+        (folder / "config.toml").write_text(f"[broker]\nurl = '{our_rabbit.url}'")
+    finally:
+        our_rabbit.ctl("delete_user", "orders")
+        our_rabbit.ctl("delete_vhost", "limited")

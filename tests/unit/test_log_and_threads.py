@@ -54,6 +54,17 @@ def test_text_is_one_line_a_record_with_the_cid() -> None:
     assert "\x1b" not in "".join(lines)
 
 
+def test_what_no_stream_can_encode_is_escaped() -> None:
+    for section in (LogSection(), LogSection(format="json")):
+        raw = io.BytesIO()
+        stream = io.TextIOWrapper(raw, encoding="utf-8")
+        log.setup(section, stream)
+        logging.getLogger("x").warning("from abroad: %s", "\udcff\u2028")
+        stream.flush()
+        assert b"from abroad: \\udcff" in raw.getvalue()
+        assert len(raw.getvalue().splitlines()) == 1
+
+
 def test_a_terminal_gets_colours() -> None:
     assert "\x1b[33mWARNING" in written(LogSection(), Terminal())
 
