@@ -169,7 +169,8 @@ def _answer(definition: ServiceDefinition, message: Message, response: Any) -> O
         body, default_type = codec.encode(response, returns)
     except codec.UnserialisableError as error:
         raise TypeError(f"the response of {definition.name!r} cannot be serialised: {error}") from None
-    return Outcome(reply=reply(message, definition.name, body, content_type or default_type, headers))
+    answer = reply(message, definition.name, body, content_type or default_type, headers)
+    return NOTHING if answer is None else Outcome(answer)
 
 
 def _failed(definition: ServiceDefinition, message: Message, error: Exception) -> Outcome:

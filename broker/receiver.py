@@ -53,7 +53,7 @@ class Receiver:
         self._threads = Threads(sum(definition.concurrency for definition in registry) or 1)
         self._dispatcher = Dispatcher(partial(Invocation, self.invoker), self._threads.run, max_body)
         self._hosts = {definition.name: _Host(definition) for definition in registry}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[Delivery, asyncio.Task[None]] = {}
         self._refused_once: set[str] = set()
 
     def consumers(self) -> dict[str, tuple[int, Callable[[Delivery], None]]]:
@@ -67,7 +67,7 @@ class Receiver:
         return consumers
 
     def __len__(self) -> int:
-        return len(self._tasks) + sum(len(host.waiting) for host in self._hosts.values())
+        return len(self._running) + sum(len(host.waiting) for host in self._hosts.values())
 
     async def drain(self, grace: float) -> int:
         """Let what is running finish within `grace` seconds; give back what has not started, then what has not finished.
@@ -77,9 +77,9 @@ class Receiver:
         for host in self._hosts.values():
             while host.waiting:
                 host.waiting.popleft()[0].requeue()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace)
-        unfinished = set(self._tasks)
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=grace)
+        unfinished = list(self._running.values())
         for task in unfinished:
             task.cancel()
         if unfinished:
@@ -130,8 +130,7 @@ class Receiver:
         self._start(self._settle(undertaker.bury(delivery.message), delivery), delivery)
 
     def _start(self, handled: Coroutine[Any, Any, None], delivery: Delivery) -> None:
-        task = self._loop.create_task(self._guarded(handled, delivery))
-        self._tasks.add(task)
+        self._running[delivery] = self._loop.create_task(self._guarded(handled, delivery))
 
     async def _guarded(self, handled: Coroutine[Any, Any, None], delivery: Delivery) -> None:
         """Acknowledge what was handled to its end; give back what was not."""
@@ -149,7 +148,7 @@ class Receiver:
             )
             await self._bury_after_bug(delivery)
         finally:
-            self._tasks.discard(asyncio.current_task())
+            del self._running[delivery]
 
     async def _handle(self, host: _Host, delivery: Delivery, headers: Headers | None) -> None:
         try:
