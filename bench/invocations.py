@@ -22,7 +22,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 CONCURRENCY = 1000
-WINDOW = 1000
 WORK = Path(__file__).parent / "work"
 
 
@@ -138,31 +137,15 @@ def worker_by_hand(url: str, count: int) -> None:
 
 
 async def publish(url: str, count: int) -> float:
-    """Publish COUNT requests, confirmed, a window of them at a time; return when the first left."""
-    from broker.message import Message, Publishing
-    from broker.transport.lane import LaneTransport
+    """Publish COUNT requests with `AsyncClient.invoke_many`; return when the first left."""
+    from broker import AsyncClient
+    from broker.settings import Settings
 
-    connection = await LaneTransport([url]).connect()
-    window = asyncio.Semaphore(WINDOW)
-    body = b'{"item": "screen", "quantity": 2}'
-    started = time.time()
-    confirms = []
-    for number in range(count):
-        await window.acquire()
-        cid = f"{number:032x}"
-        message = Message(
-            body,
-            content_type="application/json",
-            correlation_id=cid,
-            message_id=cid,
-            reply_to="bench.callbacks",
-            headers={"callback": "bench.priced"},
-        )
-        confirm = connection.publish(Publishing("bench.price", message))
-        confirm.add_done_callback(lambda _: window.release())
-        confirms.append(confirm)
-    await asyncio.gather(*confirms)
-    await connection.close()
+    settings = Settings.model_validate({"broker": {"url": url}, "callbacks": {"queue": "bench.callbacks"}})
+    async with AsyncClient(settings=settings) as client:
+        started = time.time()
+        payloads = ({"item": "screen", "quantity": 2} for _ in range(count))
+        await client.invoke_many("bench.price", payloads, callback="bench.priced")
     return started
 
 

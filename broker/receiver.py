@@ -157,7 +157,11 @@ class Receiver:
             )
         finally:
             self._release(host)
-        if outcome is not NOTHING:
+        if outcome is NOTHING:
+            return
+        if outcome.reply is not None and outcome.dead is None and delivery.live:
+            await self._send_reply(outcome.reply)
+        else:
             await self._settle(outcome, delivery)
 
     async def _bury_after_bug(self, delivery: Delivery) -> None:
@@ -176,9 +180,6 @@ class Receiver:
         if not delivery.live:
             raise ConnectionLostError("the delivery was lost with its connection")
         reply, dead, forwards = outcome
-        if reply is not None and dead is None:
-            await self._send_reply(reply)
-            return
         publishing = [self._forward(one, delivery) for one in forwards]
         if dead is not None:
             publishing.append(self._file(dead))

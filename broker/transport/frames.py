@@ -244,7 +244,9 @@ def _decode_properties(header: bytes, body: bytes) -> Message:
     at = 14
     message = Message(body)
     if flags & CONTENT_TYPE:
-        message.content_type, at = _read_shortstr(header, at)
+        start = at + 1
+        at = start + header[at]
+        message.content_type = header[start:at].decode("utf-8", "surrogateescape")
     if flags & CONTENT_ENCODING:
         message.content_encoding, at = _read_shortstr(header, at)
     if flags & HEADERS:
@@ -254,14 +256,18 @@ def _decode_properties(header: bytes, body: bytes) -> Message:
     if flags & PRIORITY:
         message.priority, at = header[at], at + 1
     if flags & CORRELATION_ID:
-        message.correlation_id, at = _read_shortstr(header, at)
+        start = at + 1
+        at = start + header[at]
+        message.correlation_id = header[start:at].decode("utf-8", "surrogateescape")
     if flags & REPLY_TO:
         message.reply_to, at = _read_shortstr(header, at)
     if flags & EXPIRATION:
         text, at = _read_shortstr(header, at)
         message.expiration = int(text) if text.isdigit() else None
     if flags & MESSAGE_ID:
-        message.message_id, at = _read_shortstr(header, at)
+        start = at + 1
+        at = start + header[at]
+        message.message_id = header[start:at].decode("utf-8", "surrogateescape")
     if flags & _SELDOM:
         at = _read_seldom(message, flags, header, at)
     if at > len(header):
@@ -306,7 +312,9 @@ def _read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
     at += 4
     table = {}
     while at < end:
-        key, at = _read_shortstr(data, at)
+        start = at + 1
+        at = start + data[at]
+        key = data[start:at].decode("utf-8", "surrogateescape")
         if data[at] == 83:  # S, by far the most common: read in place
             start = at + 5
             at = start + _LONG.unpack_from(data, at + 1)[0]
