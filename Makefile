@@ -27,6 +27,7 @@ contract: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python bench/footprint.py
+	$(BIN)/python bench/budget.py
 	$(BIN)/python bench/invocations.py
 
 .venv/core: pyproject.toml constraints.txt

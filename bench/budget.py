@@ -1,0 +1,165 @@
+"""What one invocation costs this process, part by part, in microseconds of one core with nothing else to do: `python bench/budget.py`.
+
+No broker: deliveries are made up, confirms come at once. The least of several runs, as what disturbs only adds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import sys
+import time
+import timeit
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pamqp.frame
+from pamqp.commands import Basic
+from pydantic import BaseModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from broker import Service, codec, outcome, registry
+from broker import headers as h
+from broker.message import Message
+from broker.receiver import Receiver
+from broker.settings import Settings
+from broker.transport import frames
+from broker.transport.lane import LaneProtocol
+
+CID = "0" * 32
+BATCH = 100
+
+
+class Order(BaseModel):
+    item: str
+    quantity: int
+
+
+class Quote(BaseModel):
+    item: str
+    total: float
+
+
+class Price(Service):
+    name = "bench.price"
+    concurrency = BATCH
+
+    async def handle(self, order: Order) -> Quote:
+        return Quote(item=order.item, total=2.5 * order.quantity)
+
+
+class Priced(Service):
+    name = "bench.priced"
+    concurrency = BATCH
+
+    async def handle(self, quote: Quote) -> None:
+        pass
+
+
+class Confirmed:
+    """A connection that writes the frames of what is published, and confirms in the next turn of the loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.last: Message
+
+    def publish(self, publishing: tuple[str, Message]) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self.last = publishing[1]
+        frames.publish(1, *publishing, frames.DEFAULT_FRAME_MAX)
+        self._loop.call_soon(future.set_result, None)
+        return future
+
+
+class MadeUp:
+    """A delivery of the lane's, without the lane."""
+
+    redelivered = False
+    live = True
+
+    def __init__(self, header: bytes, body: bytes) -> None:
+        self.message = frames.decode_properties(header, body)
+
+    def ack(self) -> None:
+        pass
+
+
+def content_header(message: Message) -> bytes:
+    flags, properties = frames.encode_properties(message)
+    return struct.pack(">HHQH", frames.CLASS_BASIC, 0, len(message.body), flags) + properties
+
+
+def show(name: str, microseconds: float) -> None:
+    print(f"{name:<66}{microseconds:>7.1f}")
+
+
+def timed(name: str, function: Callable[[], Any], number: int = 20_000) -> None:
+    show(name, min(timeit.repeat(function, number=number, repeat=5)) / number * 1e6)
+
+
+async def handled(receiver: Receiver, queue: str, message: Message) -> float:
+    header, body = content_header(message), message.body
+    _, take = receiver.consumers()[queue]
+    best = float("inf")
+    for _ in range(30):
+        started = time.perf_counter()
+        for _ in range(BATCH):
+            take(MadeUp(header, body))  # type: ignore[arg-type]
+        while len(receiver):
+            await asyncio.sleep(0)
+        best = min(best, time.perf_counter() - started)
+    return best / BATCH * 1e6
+
+
+def received(loop: asyncio.AbstractEventLoop, message: Message) -> float:
+    """Splitting a delivery's three frames from the stream."""
+
+    class Nothing:
+        def on_method(self, method: int, payload: bytes) -> bool:
+            return True
+
+        def on_content(self, method: int, payload: bytes, header: bytes, body: bytes) -> None:
+            frames.deliver_arguments(payload)
+
+    protocol = LaneProtocol(asyncio.StreamReader(loop=loop), loop)
+    protocol.attach(1, Nothing())
+    deliver = Basic.Deliver(
+        consumer_tag="c" * 32, delivery_tag=1, redelivered=False, exchange="", routing_key="bench.price"
+    )
+    published = frames.publish(1, "x", message, frames.DEFAULT_FRAME_MAX)
+    method_end = 7 + struct.unpack_from(">I", published, 3)[0] + 1
+    data = (pamqp.frame.marshal(deliver, 1) + published[method_end:]) * BATCH
+    return min(timeit.repeat(lambda: protocol.data_received(data), number=1, repeat=50)) / BATCH * 1e6
+
+
+async def main() -> None:
+    settings = Settings.model_validate({"callbacks": {"queue": "bench.callbacks"}})
+    services = registry.register([("", Price), ("", Priced)], settings)
+    receiver = Receiver(services, "bench.callbacks", 1 << 24)
+    connection = Confirmed()
+    receiver.invoker.connection = connection  # type: ignore[assignment]
+    headers = {h.CALLBACK: "bench.priced"}
+    body = b'{"item": "screen", "quantity": 2}'
+    request = Message(body, headers, "application/json", correlation_id=CID, message_id=CID, reply_to="bench.callbacks")
+    header = content_header(request)
+    price = services.get("bench.price")
+    assert price is not None
+    assert price.takes is not None
+    takes, returns, quote = price.takes, price.returns, Quote(item="screen", total=5.0)
+    show("a delivery's frames, split from the stream", received(asyncio.get_running_loop(), request))
+    timed("its properties, decoded", lambda: frames.decode_properties(header, body))
+    timed("the protocol's headers, read and checked", lambda: h.read(request))
+    timed("the body, validated (pydantic alone is most of it)", lambda: codec.validate(request, takes))
+    timed("the response, serialised", lambda: codec.encode(quote, returns))
+    timed("the reply, made", lambda: outcome.reply(request, "bench.price", body, "application/json"))
+    timed("its frames", lambda: frames.publish(1, "bench.callbacks", request, frames.DEFAULT_FRAME_MAX))
+    show(
+        "a request in all: decode, task, handler, reply, confirm, ack", await handled(receiver, "bench.price", request)
+    )
+    show("a callback in all: decode, task, handler, ack", await handled(receiver, "bench.callbacks", connection.last))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
