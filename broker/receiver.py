@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -140,7 +139,6 @@ class Receiver:
         except ConnectionLostError:
             logger.debug("the connection was lost while a message was handled: the broker delivers it again")
         except asyncio.CancelledError:
-            handled.close()  # it may not have started
             delivery.requeue()
         except Exception:
             logger.exception(
@@ -257,7 +255,7 @@ class Receiver:
             except NotAcceptedError as error:
                 if queue not in self._refused_once:
                     self._refused_once.add(queue)
-                    logging.getLogger("ackback").warning("%s; trying again until it is accepted", error)
+                    logger.warning("%s; trying again until it is accepted", error)
                 await asyncio.sleep(pause)
             else:
                 if queue in self._refused_once:

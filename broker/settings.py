@@ -16,7 +16,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveFloat,
     PositiveInt,
     PrivateAttr,
     SecretStr,
@@ -309,6 +308,3 @@ def _check_environment(environ: Mapping[str, str]) -> None:
         near = difflib.get_close_matches(upper, known, n=1, cutoff=0.6)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigurationError(f"the environment: unknown variable {name}{hint}")
-
-
-__all__ = ["CONFIG_FILE", "DEFAULT_URL", "PositiveFloat", "ServiceOptions", "Settings", "masked"]

@@ -212,10 +212,14 @@ class AmqpConnection:
         task.add_done_callback(self._writes.discard)
 
     def _on_closed(self, _: object, error: BaseException | None) -> None:
+        self._lose(explain.closed(error))
+
+    def _lose(self, reason: str) -> None:
+        """Give both connections up; the first to say why is believed."""
         if self._ending:
             return
         self._ending = True
-        self.lost.set_result(explain.closed(error))
+        self.lost.set_result(reason)
         self.write(self._close_both())
 
     async def _close_both(self) -> None:

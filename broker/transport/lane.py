@@ -352,15 +352,8 @@ class LaneConnection(AmqpConnection):
         await super().close()
         self._fail_unconfirmed("the connection was closed")
 
-    def _on_closed(self, sender: object, error: BaseException | None) -> None:
-        super()._on_closed(sender, error)
-        self._fail_unconfirmed(self.lost.result() if self.lost.done() else "the connection was closed")
-
     def _lose(self, reason: str) -> None:
-        if not self._ending:
-            self._ending = True
-            self.lost.set_result(reason)
-            self.write(self._close_both())
+        super()._lose(reason)
         self._fail_unconfirmed(reason)
 
     def _fail_unconfirmed(self, reason: str) -> None:
@@ -432,7 +425,7 @@ class LaneDelivery:
                 self._message = frames.decode_properties(self._header, self._body)
             except frames.MalformedFrameError as error:
                 reason = f"malformed AMQP from the broker: {error}"
-                self._consumer._connection._lose(reason)  # type: ignore[attr-defined]
+                self._consumer._connection._lose(reason)
                 raise ConnectionLostError(reason) from None
         return self._message
 
