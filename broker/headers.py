@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -42,8 +41,6 @@ class Headers(NamedTuple):
 
 _NONE = Headers()
 _TEXTS = (PARENT, *TRACING, SERVICE)
-# The same few names come again and again.
-_name_problem = lru_cache(maxsize=4096)(name_problem)
 
 
 def read(message: Message) -> Headers:
@@ -53,28 +50,29 @@ def read(message: Message) -> Headers:
         InvalidInputError: one has a wrong type or an impossible value; the message names it.
     """
     headers = message.headers
-    if not headers or OWN.isdisjoint(headers):
+    if not headers:
         return _NONE
     for name in _TEXTS:
         if name in headers:
-            _text(headers, name)
-    source = _text(headers, SOURCE)
-    if source is not None and (problem := _name_problem(source)):
+            _text(name, headers[name])
+    values = headers.get(CALLBACK), headers.get(SOURCE), headers.get(ATTEMPT), headers.get(STATUS)
+    try:
+        return _checked(*values)
+    except TypeError:  # a list cannot be remembered
+        return _checked.__wrapped__(*values)
+
+
+# The same few names come again and again. `typed`, as True is no attempt but equals 1.
+@lru_cache(maxsize=4096, typed=True)
+def _checked(callback: Any, source: Any, attempt: Any, status: Any) -> Headers:
+    if _text(SOURCE, source) is not None and (problem := name_problem(source)):
         raise InvalidInputError(f"header 'source' is not a service's name: {problem}")
-    return Headers(callbacks(headers), source, _attempt(headers), _text(headers, STATUS))
+    return Headers(_callbacks(callback), source, _attempt(attempt), _text(STATUS, status))
 
 
-def callbacks(headers: Mapping[str, Any]) -> tuple[str, ...]:
-    """The callback names that the `callback` header gives, each once, in order.
-
-    Raises:
-        InvalidInputError: it is neither a name nor a list of at most 64 names.
-    """
-    value = headers.get(CALLBACK)
+def _callbacks(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
-    if isinstance(value, str) and _name_problem(value) is None:
-        return (value,)
     names = value if isinstance(value, list) else [value]
     if len(names) > MAX_CALLBACKS:
         raise InvalidInputError(f"header 'callback' lists {len(names)} names; {MAX_CALLBACKS} are allowed")
@@ -84,17 +82,23 @@ def callbacks(headers: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def echoed(headers: Mapping[str, Any]) -> dict[str, Any]:
+def echoed(request: Message) -> dict[str, Any]:
     """What a reply repeats of its request's headers, those that are unreadable left out."""
-    kept: dict[str, Any] = {}
-    for name in ECHOED:
-        if name in headers:
-            try:
-                callbacks(headers) if name == CALLBACK else _text(headers, name)
-            except InvalidInputError:
-                continue
-            kept[name] = headers[name]
+    headers = request.headers
+    kept = {name: headers[name] for name in ECHOED if name in headers}
+    try:
+        read(request)
+    except InvalidInputError:
+        return {name: value for name, value in kept.items() if _is_readable(name, value)}
     return kept
+
+
+def _is_readable(name: str, value: Any) -> bool:
+    try:
+        _callbacks(value) if name == CALLBACK else _text(name, value)
+    except InvalidInputError:
+        return False
+    return True
 
 
 def check_encodable(value: Any, name: str) -> None:
@@ -117,8 +121,7 @@ def check_encodable(value: Any, name: str) -> None:
         raise TypeError(f"header {name!r} holds a {type(value).__name__}, for which AMQP has no type")
 
 
-def _text(headers: Mapping[str, Any], name: str) -> str | None:
-    value = headers.get(name)
+def _text(name: str, value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
@@ -128,8 +131,7 @@ def _text(headers: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def _attempt(headers: Mapping[str, Any]) -> int:
-    value = headers.get(ATTEMPT)
+def _attempt(value: Any) -> int:
     if value is None:
         return 1
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

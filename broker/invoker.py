@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, cast
 
 from broker import codec
@@ -75,7 +75,7 @@ class Template:
             reply_to=self._reply_to,
             expiration=self._expiration,
             priority=self._priority,
-            timestamp=datetime.now(UTC),
+            timestamp=int(time.time()),
         )
 
 

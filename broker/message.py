@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, NamedTuple
 
 PROBLEM_CONTENT_TYPE = "application/problem+json"
@@ -15,7 +14,8 @@ PROBLEM_TYPE = "urn:ackback:problem:"
 class Message:
     """An AMQP 0-9-1 message: a body and its properties, named as the specification names them.
 
-    `expiration` is in milliseconds. `delivery_mode` is left out: everything ackback publishes is persistent.
+    `expiration` is in milliseconds, `timestamp` in whole seconds since 1970. `delivery_mode` is left out: everything ackback
+    publishes is persistent.
     """
 
     body: bytes = b""
@@ -27,7 +27,7 @@ class Message:
     message_id: str | None = None
     expiration: int | None = None
     priority: int | None = None
-    timestamp: datetime | None = None
+    timestamp: int | None = None
     type: str | None = None
     user_id: str | None = None
     app_id: str | None = None

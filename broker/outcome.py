@@ -126,7 +126,11 @@ def _reply(
 ) -> Publishing | None:
     if not request.reply_to or h.STATUS in request.headers:
         return None
-    headers = {**(extra_headers or {}), **h.echoed(request.headers), h.SERVICE: service, h.STATUS: status}
+    headers = h.echoed(request)
+    if extra_headers:
+        headers = extra_headers | headers
+    headers[h.SERVICE] = service
+    headers[h.STATUS] = status
     message = Message(
         body=body,
         headers=headers,

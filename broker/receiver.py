@@ -111,7 +111,7 @@ class Receiver:
             headers = h.read(message)
         except InvalidInputError as error:
             logger.warning("a reply with invalid headers becomes a dead letter: %s", error, extra={"cid": cid})
-            self._start(self._settle(callbacks.unreadable(message, error), delivery), delivery)
+            self._start(self._pass_on(callbacks.unreadable(message, error), delivery), delivery)
             return
         decision = callbacks.route(message, headers, cid, self._free)
         if isinstance(decision, callbacks.RunHere):
@@ -119,48 +119,57 @@ class Receiver:
             return
         if decision.dead:
             logger.warning("a reply that names no callback becomes a dead letter", extra={"cid": cid})
-        self._start(self._settle(decision, delivery), delivery)
+        self._start(self._pass_on(decision, delivery), delivery)
 
     def _free(self, name: str) -> ServiceDefinition | None:
         host = self._hosts.get(name)
         return host.definition if host is not None and host.free else None
 
     def _take_dead(self, delivery: Delivery) -> None:
-        self._start(self._settle(undertaker.bury(delivery.message), delivery), delivery)
+        self._start(self._pass_on(undertaker.bury(delivery.message), delivery), delivery)
 
-    def _start(self, handled: Coroutine[Any, Any, None], delivery: Delivery) -> None:
-        self._running[delivery] = self._loop.create_task(self._guarded(handled, delivery))
-
-    async def _guarded(self, handled: Coroutine[Any, Any, None], delivery: Delivery) -> None:
-        """Acknowledge what was handled to its end; give back what was not."""
-        try:
-            await handled
-            delivery.ack()
-        except ConnectionLostError:
-            logger.debug("the connection was lost while a message was handled: the broker delivers it again")
-        except asyncio.CancelledError:
-            delivery.requeue()
-        except Exception:
-            logger.exception(
-                "a message could not be handled because of an error in ackback itself; it becomes a dead letter"
-            )
-            await self._bury_after_bug(delivery)
-        finally:
-            del self._running[delivery]
+    def _start(self, handling: Coroutine[Any, Any, None], delivery: Delivery) -> None:
+        self._running[delivery] = self._loop.create_task(handling)
 
     async def _handle(self, host: _Host, delivery: Delivery, headers: Headers | None) -> None:
         try:
-            outcome = await self._dispatcher.dispatch(
-                host.definition, delivery.message, redelivered=delivery.redelivered, reply_headers=headers
-            )
+            try:
+                outcome = await self._dispatcher.dispatch(
+                    host.definition, delivery.message, redelivered=delivery.redelivered, reply_headers=headers
+                )
+            finally:
+                self._release(host)
+            if outcome is not NOTHING:
+                await self._settle(outcome, delivery)
+            delivery.ack()
+        except BaseException as error:
+            await self._not_handled(delivery, error)
         finally:
-            self._release(host)
-        if outcome is NOTHING:
-            return
-        if outcome.reply is not None and outcome.dead is None and delivery.live:
-            await self._send_reply(outcome.reply)
-        else:
+            del self._running[delivery]
+
+    async def _pass_on(self, outcome: Outcome, delivery: Delivery) -> None:
+        try:
             await self._settle(outcome, delivery)
+            delivery.ack()
+        except BaseException as error:
+            await self._not_handled(delivery, error)
+        finally:
+            del self._running[delivery]
+
+    async def _not_handled(self, delivery: Delivery, error: BaseException) -> None:
+        """Give back what was not handled to its end; what an error of our own stopped becomes a dead letter."""
+        if isinstance(error, ConnectionLostError):
+            logger.debug("the connection was lost while a message was handled: the broker delivers it again")
+        elif isinstance(error, asyncio.CancelledError):
+            delivery.requeue()
+        elif isinstance(error, Exception):
+            logger.error(
+                "a message could not be handled because of an error in ackback itself; it becomes a dead letter",
+                exc_info=error,
+            )
+            await self._bury_after_bug(delivery)
+        else:
+            raise error
 
     async def _bury_after_bug(self, delivery: Delivery) -> None:
         error = problem("error", "Internal error", "an error in ackback itself; see the daemon's log", "")
@@ -178,6 +187,9 @@ class Receiver:
         if not delivery.live:
             raise ConnectionLostError("the delivery was lost with its connection")
         reply, dead, forwards = outcome
+        if reply is not None and dead is None:
+            await self._send_reply(reply)
+            return
         publishing = [self._forward(one, delivery) for one in forwards]
         if dead is not None:
             publishing.append(self._file(dead))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, MutableMapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from broker import codec
@@ -13,6 +13,9 @@ from broker.retry import Retry
 
 if TYPE_CHECKING:
     from broker.invoker import Invocation
+
+# The last second of 32 bits, in the year 2106.
+LAST_SECOND = 0xFFFFFFFF
 
 Callback = Union[str, type["Service"], "Service"]
 Callbacks = Union[Callback, Sequence[Callback]]
@@ -76,7 +79,14 @@ class Request:
     def expires_at(self) -> datetime | None:
         """When the message expires (UTC), if it says both when it was sent and how long it lives."""
         sent, lifetime = self._message.timestamp, self._message.expiration
-        return None if sent is None or lifetime is None else sent + timedelta(milliseconds=lifetime)
+        if sent is None or lifetime is None:
+            return None
+        if sent > LAST_SECOND:  # some clients send milliseconds
+            sent //= 1000
+        try:
+            return datetime.fromtimestamp(sent, UTC) + timedelta(milliseconds=lifetime)
+        except (ValueError, OverflowError, OSError):
+            return None
 
 
 def _lenient_text(message: Message) -> str:

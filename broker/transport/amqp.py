@@ -11,6 +11,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import aio_pika
@@ -332,7 +333,7 @@ def _message(delivered: aiormq.abc.DeliveredMessage) -> Message:
         message_id=properties.message_id,
         expiration=int(properties.expiration) if properties.expiration else None,
         priority=properties.priority,
-        timestamp=properties.timestamp,
+        timestamp=None if properties.timestamp is None else int(properties.timestamp.timestamp()),
         type=properties.message_type,
         user_id=properties.user_id,
         app_id=properties.app_id,
@@ -350,7 +351,7 @@ def _properties(message: Message) -> Basic.Properties:
         reply_to=message.reply_to,
         expiration=None if message.expiration is None else str(message.expiration),
         message_id=message.message_id,
-        timestamp=message.timestamp,
+        timestamp=None if message.timestamp is None else datetime.fromtimestamp(message.timestamp, UTC),
         message_type=message.type,
         app_id=message.app_id,
     )

@@ -29,6 +29,8 @@ FRAME_END = 0xCE
 FRAME_OVERHEAD = 8
 HEADER_FRAME_OVERHEAD = FRAME_OVERHEAD + 14
 DEFAULT_FRAME_MAX = 131_072
+# Most messages of a queue have the same few headers; larger tables are seldom the same twice.
+MAX_REMEMBERED_TABLE = 512
 
 CLASS_BASIC = 60
 BASIC_PUBLISH = CLASS_BASIC << 16 | 40
@@ -152,7 +154,7 @@ def encode_properties(message: Message) -> tuple[int, bytes]:
         parts.append(shortstr(message.message_id))
     if message.timestamp is not None:
         flags |= TIMESTAMP
-        parts.append(_TIMESTAMP.pack(int(message.timestamp.timestamp())))
+        parts.append(_TIMESTAMP.pack(message.timestamp))
     if message.type is not None:
         flags |= TYPE
         parts.append(_cached_shortstr(message.type))
@@ -176,12 +178,19 @@ _cached_shortstr = lru_cache(maxsize=1024)(shortstr)
 
 def encode_table(table: dict[str, Any]) -> bytes:
     """A field table, with its length before it."""
-    parts = []
-    for key, value in table.items():
-        parts.append(_cached_shortstr(key))
-        parts.append(_encode_value(value))
-    encoded = b"".join(parts)
+    encoded = b"".join(
+        [
+            _text_field(key, value) if type(value) is str else _cached_shortstr(key) + _encode_value(value)
+            for key, value in table.items()
+        ]
+    )
     return _LONG.pack(len(encoded)) + encoded
+
+
+# Of the protocol's headers, few values are new: names, and the words that the protocol itself has.
+@lru_cache(maxsize=1024)
+def _text_field(key: str, value: str) -> bytes:
+    return shortstr(key) + _encode_value(value)
 
 
 def _encode_value(value: Any) -> bytes:
@@ -278,7 +287,7 @@ def _decode_properties(header: bytes, body: bytes) -> Message:
 def _read_seldom(message: Message, flags: int, header: bytes, at: int) -> int:
     """The properties after the message ID."""
     if flags & TIMESTAMP:
-        message.timestamp, at = _read_timestamp(header, at)
+        message.timestamp, at = _TIMESTAMP.unpack_from(header, at)[0], at + 8
     if flags & TYPE:
         message.type, at = _read_shortstr(header, at)
     if flags & USER_ID:
@@ -306,24 +315,31 @@ def _read_timestamp(data: bytes, at: int) -> tuple[datetime | None, int]:
 
 
 def _read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
-    end = at + 4 + _LONG.unpack_from(data, at)[0]
+    size = _LONG.unpack_from(data, at)[0]
+    start, end = at + 4, at + 4 + size
     if end > len(data):
         raise ValueError("a table ends too late")
-    at += 4
-    table = {}
+    if size > MAX_REMEMBERED_TABLE:
+        return _read_fields(data[start:end]), end
+    table, has_only_text = _remembered_fields(data[start:end])
+    # What is remembered is shared, so it must have no mutable parts.
+    return table.copy() if has_only_text else _read_fields(data[start:end]), end
+
+
+@lru_cache(maxsize=1024)
+def _remembered_fields(fields: bytes) -> tuple[dict[str, Any], bool]:
+    table = _read_fields(fields)
+    return table, all(type(value) is str for value in table.values())
+
+
+def _read_fields(fields: bytes) -> dict[str, Any]:
+    at, end, table = 0, len(fields), {}
     while at < end:
-        start = at + 1
-        at = start + data[at]
-        key = data[start:at].decode("utf-8", "surrogateescape")
-        if data[at] == 83:  # S, by far the most common: read in place
-            start = at + 5
-            at = start + _LONG.unpack_from(data, at + 1)[0]
-            table[key] = data[start:at].decode("utf-8", "surrogateescape")
-        else:
-            table[key], at = _read_value(data, at)
+        key, at = _read_shortstr(fields, at)
+        table[key], at = _read_value(fields, at)
     if at != end:
         raise ValueError("a table's length is not that of its fields")
-    return table, end
+    return table
 
 
 def _read_value(data: bytes, at: int) -> tuple[Any, int]:
