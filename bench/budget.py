@@ -26,7 +26,7 @@ from broker.message import Message
 from broker.receiver import Receiver
 from broker.settings import Settings
 from broker.transport import frames
-from broker.transport.lane import LaneProtocol
+from broker.transport.protocol import LaneProtocol
 
 CID = "0" * 32
 BATCH = 100

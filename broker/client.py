@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import deque
 from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -195,41 +196,44 @@ class AsyncClient:
 
 
 class _Bulk:
-    """The unconfirmed requests of one `invoke_many`, and what became of the others."""
+    """The unconfirmed requests of one `invoke_many`, oldest first, and what became of the others."""
 
     def __init__(self) -> None:
         self._cids: list[str] = []
         self._rejected: list[Rejected] = []
-        self._unconfirmed: dict[asyncio.Future[None], tuple[int, str, int]] = {}
+        self._unconfirmed: deque[tuple[asyncio.Future[None], int, int]] = deque()
         self._bytes = 0
-        self._changed = asyncio.Event()
 
     @property
     def is_full(self) -> bool:
         return len(self._unconfirmed) >= BULK_WINDOW or self._bytes >= BULK_WINDOW_BYTES
 
+    def add(self, publishing: Publishing, confirm: asyncio.Future[None]) -> None:
+        size = len(publishing.message.body)
+        self._unconfirmed.append((confirm, len(self._cids), size))
+        self._cids.append(cast(str, publishing.message.correlation_id))
+        self._bytes += size
+
     async def room(self) -> None:
-        await self._until(lambda: not self.is_full)
+        """Wait until another request may be published."""
+        while self.is_full:
+            await asyncio.wait([self._unconfirmed[0][0]])
+            while self._unconfirmed and self._unconfirmed[0][0].done():
+                self._settle_first()
 
     async def all_confirmed(self) -> None:
-        await self._until(lambda: not self._unconfirmed)
+        while self._unconfirmed:
+            if not self._unconfirmed[0][0].done():
+                await asyncio.wait([self._unconfirmed[0][0]])
+            self._settle_first()
 
-    def add(self, publishing: Publishing, confirm: asyncio.Future[None]) -> None:
-        index, size = len(self._cids), len(publishing.message.body)
-        cid = cast(str, publishing.message.correlation_id)
-        self._cids.append(cid)
-        self._unconfirmed[confirm] = index, cid, size
-        self._bytes += size
-        confirm.add_done_callback(self._on_confirm)
-
-    def _on_confirm(self, done: asyncio.Future[None]) -> None:
-        index, cid, size = self._unconfirmed.pop(done)
+    def _settle_first(self) -> None:
+        confirm, index, size = self._unconfirmed.popleft()
         self._bytes -= size
-        self._changed.set()
-        error = AckbackError("it was cancelled") if done.cancelled() else done.exception()
+        error = AckbackError("it was cancelled") if confirm.cancelled() else confirm.exception()
         if error is not None:
             known = error if isinstance(error, AckbackError) else AckbackError(repr(error))
-            self._rejected.append(Rejected(index, cid, known))
+            self._rejected.append(Rejected(index, self._cids[index], known))
 
     def accepted(self) -> list[str]:
         refused = {one.index for one in self._rejected}
@@ -238,7 +242,6 @@ class _Bulk:
     def raise_if_rejected(self, reason: str = "", *, always: bool = False) -> None:
         if not self._rejected and not always:
             return
-        self._rejected.sort(key=lambda one: one.index)
         why = reason or str(self._rejected[0].error)
         accepted = self.accepted()
         raise NotAcceptedError(
@@ -246,11 +249,6 @@ class _Bulk:
             rejected=self._rejected,
             accepted=accepted,
         )
-
-    async def _until(self, condition: Any) -> None:
-        while not condition():
-            self._changed.clear()
-            await self._changed.wait()
 
 
 class Client:

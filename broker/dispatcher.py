@@ -133,6 +133,8 @@ class Dispatcher:
 
     async def _run(self, definition: ServiceDefinition, is_async: bool, method: Callable[..., Any], *args: Any) -> Any:
         awaitable = method(*args) if is_async else self._run_in_thread(method, *args)
+        if definition.timeout is None:
+            return await awaitable
         scope = asyncio.timeout(definition.timeout)
         try:
             async with scope:

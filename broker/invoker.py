@@ -138,6 +138,22 @@ class Invocation:
     `sent` says whether there are any.
     """
 
+    __slots__ = (
+        "_confirms",
+        "_definition",
+        "_ended",
+        "_invoker",
+        "_message",
+        "_ordinal",
+        "_outbox",
+        "_response",
+        "_scheduled",
+        "_seed",
+        "cid",
+        "request",
+        "sent",
+    )
+
     def __init__(
         self,
         invoker: Invoker,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -18,6 +19,9 @@ from broker.settings import Settings
 from broker.transport import create
 
 STOPPED_AT_ONCE = 1
+# Hundreds of messages in flight are thousands of young objects: by Python's defaults the collector would look at them again and again,
+# which took a fifth of a busy worker's time. Reference counting frees nearly all that a message leaves behind.
+GC_THRESHOLDS = (50_000, 20, 20)
 
 
 def serve(settings: Settings, registry: Registry, *, parent_pipe: bool = False) -> int:
@@ -28,6 +32,9 @@ def serve(settings: Settings, registry: Registry, *, parent_pipe: bool = False) 
     Raises:
         ConfigurationError: at the start, a queue cannot be used as it is.
     """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings, registry, parent_pipe=parent_pipe))
     return 0

@@ -14,12 +14,10 @@ properties, and as many body frames as the size and the negotiated frame-max ask
 from __future__ import annotations
 
 import struct
-from datetime import UTC, datetime
-from decimal import Decimal
 from functools import lru_cache
-from typing import Any
 
 from broker.message import Message
+from broker.transport.fields import cached_shortstr, encode_table, read_shortstr, read_table, shortstr
 
 FRAME_METHOD = 1
 FRAME_HEADER = 2
@@ -29,8 +27,6 @@ FRAME_END = 0xCE
 FRAME_OVERHEAD = 8
 HEADER_FRAME_OVERHEAD = FRAME_OVERHEAD + 14
 DEFAULT_FRAME_MAX = 131_072
-# Most messages of a queue have the same few headers; larger tables are seldom the same twice.
-MAX_REMEMBERED_TABLE = 512
 
 CLASS_BASIC = 60
 BASIC_PUBLISH = CLASS_BASIC << 16 | 40
@@ -61,7 +57,6 @@ MORE_FLAGS = 1
 _SELDOM = TIMESTAMP | TYPE | USER_ID | APP_ID
 
 _END = bytes([FRAME_END])
-_LENGTHS = [bytes([length]) for length in range(256)]
 _FRAME = struct.Struct(">BHI")
 _METHOD = struct.Struct(">BHII")
 _HEADER = struct.Struct(">BHIHHQH")
@@ -129,10 +124,10 @@ def encode_properties(message: Message) -> tuple[int, bytes]:
     parts = []
     if message.content_type is not None:
         flags |= CONTENT_TYPE
-        parts.append(_cached_shortstr(message.content_type))
+        parts.append(cached_shortstr(message.content_type))
     if message.content_encoding is not None:
         flags |= CONTENT_ENCODING
-        parts.append(_cached_shortstr(message.content_encoding))
+        parts.append(cached_shortstr(message.content_encoding))
     if message.headers:
         flags |= HEADERS
         parts.append(encode_table(message.headers))
@@ -145,7 +140,7 @@ def encode_properties(message: Message) -> tuple[int, bytes]:
         parts.append(shortstr(message.correlation_id))
     if message.reply_to is not None:
         flags |= REPLY_TO
-        parts.append(_cached_shortstr(message.reply_to))
+        parts.append(cached_shortstr(message.reply_to))
     if message.expiration is not None:
         flags |= EXPIRATION
         parts.append(shortstr(str(message.expiration)))
@@ -157,76 +152,11 @@ def encode_properties(message: Message) -> tuple[int, bytes]:
         parts.append(_TIMESTAMP.pack(message.timestamp))
     if message.type is not None:
         flags |= TYPE
-        parts.append(_cached_shortstr(message.type))
+        parts.append(cached_shortstr(message.type))
     if message.app_id is not None:
         flags |= APP_ID
-        parts.append(_cached_shortstr(message.app_id))
+        parts.append(cached_shortstr(message.app_id))
     return flags, b"".join(parts)
-
-
-def shortstr(text: str) -> bytes:
-    """A string of at most 255 bytes, with its length before it."""
-    encoded = text.encode("utf-8", "surrogateescape")
-    try:
-        return _LENGTHS[len(encoded)] + encoded
-    except IndexError:
-        raise ValueError(f"AMQP allows 255 bytes here, not {len(encoded)}: {text[:40]!r}…") from None
-
-
-_cached_shortstr = lru_cache(maxsize=1024)(shortstr)
-
-
-def encode_table(table: dict[str, Any]) -> bytes:
-    """A field table, with its length before it."""
-    encoded = b"".join(
-        [
-            _text_field(key, value) if type(value) is str else _cached_shortstr(key) + _encode_value(value)
-            for key, value in table.items()
-        ]
-    )
-    return _LONG.pack(len(encoded)) + encoded
-
-
-# Of the protocol's headers, few values are new: names, and the words that the protocol itself has.
-@lru_cache(maxsize=1024)
-def _text_field(key: str, value: str) -> bytes:
-    return shortstr(key) + _encode_value(value)
-
-
-def _encode_value(value: Any) -> bytes:
-    if isinstance(value, str):
-        encoded = value.encode("utf-8", "surrogateescape")
-        return b"S" + _LONG.pack(len(encoded)) + encoded
-    if value is None:
-        return b"V"
-    if isinstance(value, bool):
-        return b"t\x01" if value else b"t\x00"
-    if isinstance(value, int):
-        if -(2**31) <= value < 2**31:
-            return struct.pack(">ci", b"I", value)
-        if -(2**63) <= value < 2**63:
-            return struct.pack(">cq", b"l", value)
-        raise TypeError("AMQP has no type for a whole number of more than 64 bits")
-    if isinstance(value, float):
-        return struct.pack(">cd", b"d", value)
-    if isinstance(value, (bytes, bytearray)):
-        return b"x" + _LONG.pack(len(value)) + value
-    if isinstance(value, list):
-        encoded = b"".join(_encode_value(item) for item in value)
-        return b"A" + _LONG.pack(len(encoded)) + encoded
-    if isinstance(value, dict):
-        return b"F" + encode_table(value)
-    if isinstance(value, datetime):
-        return b"T" + _TIMESTAMP.pack(int(value.timestamp()))
-    if isinstance(value, Decimal):
-        return _encode_decimal(value)
-    raise TypeError(f"AMQP has no type for a {type(value).__name__}")
-
-
-def _encode_decimal(value: Decimal) -> bytes:
-    exponent = value.as_tuple().exponent
-    scale = -exponent if isinstance(exponent, int) and exponent < 0 else 0
-    return struct.pack(">cBi", b"D", scale, int(value.scaleb(scale)))
 
 
 # Reading
@@ -257,9 +187,9 @@ def _decode_properties(header: bytes, body: bytes) -> Message:
         at = start + header[at]
         message.content_type = header[start:at].decode("utf-8", "surrogateescape")
     if flags & CONTENT_ENCODING:
-        message.content_encoding, at = _read_shortstr(header, at)
+        message.content_encoding, at = read_shortstr(header, at)
     if flags & HEADERS:
-        message.headers, at = _read_table(header, at)
+        message.headers, at = read_table(header, at)
     if flags & DELIVERY_MODE:
         at += 1
     if flags & PRIORITY:
@@ -269,9 +199,9 @@ def _decode_properties(header: bytes, body: bytes) -> Message:
         at = start + header[at]
         message.correlation_id = header[start:at].decode("utf-8", "surrogateescape")
     if flags & REPLY_TO:
-        message.reply_to, at = _read_shortstr(header, at)
+        message.reply_to, at = read_shortstr(header, at)
     if flags & EXPIRATION:
-        text, at = _read_shortstr(header, at)
+        text, at = read_shortstr(header, at)
         message.expiration = int(text) if text.isdigit() else None
     if flags & MESSAGE_ID:
         start = at + 1
@@ -289,113 +219,12 @@ def _read_seldom(message: Message, flags: int, header: bytes, at: int) -> int:
     if flags & TIMESTAMP:
         message.timestamp, at = _TIMESTAMP.unpack_from(header, at)[0], at + 8
     if flags & TYPE:
-        message.type, at = _read_shortstr(header, at)
+        message.type, at = read_shortstr(header, at)
     if flags & USER_ID:
-        message.user_id, at = _read_shortstr(header, at)
+        message.user_id, at = read_shortstr(header, at)
     if flags & APP_ID:
-        message.app_id, at = _read_shortstr(header, at)
+        message.app_id, at = read_shortstr(header, at)
     return at
-
-
-def _read_shortstr(data: bytes, at: int) -> tuple[str, int]:
-    end = at + 1 + data[at]
-    if end > len(data):
-        raise ValueError("a string ends too late")
-    return data[at + 1 : end].decode("utf-8", "surrogateescape"), end
-
-
-def _read_timestamp(data: bytes, at: int) -> tuple[datetime | None, int]:
-    seconds = _TIMESTAMP.unpack_from(data, at)[0]
-    if seconds > 0xFFFFFFFF:  # some clients send milliseconds
-        seconds /= 1000
-    try:
-        return datetime.fromtimestamp(seconds, UTC), at + 8
-    except (ValueError, OverflowError, OSError):
-        return None, at + 8
-
-
-def _read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
-    size = _LONG.unpack_from(data, at)[0]
-    start, end = at + 4, at + 4 + size
-    if end > len(data):
-        raise ValueError("a table ends too late")
-    if size > MAX_REMEMBERED_TABLE:
-        return _read_fields(data[start:end]), end
-    table, has_only_text = _remembered_fields(data[start:end])
-    # What is remembered is shared, so it must have no mutable parts.
-    return table.copy() if has_only_text else _read_fields(data[start:end]), end
-
-
-@lru_cache(maxsize=1024)
-def _remembered_fields(fields: bytes) -> tuple[dict[str, Any], bool]:
-    table = _read_fields(fields)
-    return table, all(type(value) is str for value in table.values())
-
-
-def _read_fields(fields: bytes) -> dict[str, Any]:
-    at, end, table = 0, len(fields), {}
-    while at < end:
-        key, at = _read_shortstr(fields, at)
-        table[key], at = _read_value(fields, at)
-    if at != end:
-        raise ValueError("a table's length is not that of its fields")
-    return table
-
-
-def _read_value(data: bytes, at: int) -> tuple[Any, int]:
-    kind = data[at : at + 1]
-    at += 1
-    if fixed := _FIXED.get(kind):
-        return fixed.unpack_from(data, at)[0], at + fixed.size
-    if kind in (b"S", b"x"):
-        start = at + 4
-        end = start + _LONG.unpack_from(data, at)[0]
-        if end > len(data):
-            raise ValueError("a string ends too late")
-        return data[start:end].decode("utf-8", "surrogateescape") if kind == b"S" else data[start:end], end
-    if kind == b"t":
-        return data[at] != 0, at + 1
-    if kind in (b"V", b"\x00"):
-        return None, at
-    if kind == b"F":
-        return _read_table(data, at)
-    if kind == b"A":
-        return _read_array(data, at)
-    if kind == b"T":
-        return _read_timestamp(data, at)
-    if kind == b"D":
-        scale, digits = struct.unpack_from(">Bi", data, at)
-        return Decimal(digits).scaleb(-scale), at + 5
-    raise ValueError(f"there is no field type {kind!r}")
-
-
-# The types of RabbitMQ's dialect: https://www.rabbitmq.com/docs/amqp-0-9-1-errata#section_3
-_FIXED = {
-    b"b": struct.Struct(">b"),
-    b"B": struct.Struct(">B"),
-    b"s": struct.Struct(">h"),
-    b"u": struct.Struct(">H"),
-    b"I": struct.Struct(">i"),
-    b"i": struct.Struct(">I"),
-    b"l": struct.Struct(">q"),
-    b"L": struct.Struct(">q"),
-    b"f": struct.Struct(">f"),
-    b"d": struct.Struct(">d"),
-}
-
-
-def _read_array(data: bytes, at: int) -> tuple[list[Any], int]:
-    end = at + 4 + _LONG.unpack_from(data, at)[0]
-    if end > len(data):
-        raise ValueError("an array ends too late")
-    at += 4
-    array = []
-    while at < end:
-        value, at = _read_value(data, at)
-        array.append(value)
-    if at != end:
-        raise ValueError("an array's length is not that of its items")
-    return array, end
 
 
 def tag_and_bits(payload: bytes) -> tuple[int, int]:
@@ -420,8 +249,8 @@ def deliver_arguments(payload: bytes) -> tuple[int, bool]:
 def returned_routing_key(payload: bytes) -> str:
     """The routing key of a Basic.Return's payload."""
     try:
-        _, at = _read_shortstr(payload, 6)
-        _, at = _read_shortstr(payload, at)
-        return _read_shortstr(payload, at)[0]
+        _, at = read_shortstr(payload, 6)
+        _, at = read_shortstr(payload, at)
+        return read_shortstr(payload, at)[0]
     except (IndexError, ValueError):
         raise MalformedFrameError("a Basic.Return is cut off") from None

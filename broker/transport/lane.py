@@ -1,219 +1,37 @@
 """The fast transport: aio-pika keeps all that is rare, the frames that carry messages have a lane of their own.
 
-    socket ─ data_received ─┬─ Deliver, Return, Ack, Nack with their content, on a lane's channel ─→ Lane
-                            └─ every other frame ─→ StreamReader ─→ aiormq ─→ aio-pika
+    RabbitMQ ─→ socket ─→ LaneProtocol ─┬─→ LaneConsumer: a delivery ─→ (handled) ─→ Acks ─┐
+                                        ├─→ LaneConnection: a confirm, a return ─→ Confirms │
+                                        └─→ aiormq: every other frame                       │
+    RabbitMQ ←─ socket ←─ one write a loop turn ←─┬─ publishes (LaneConnection) and acks ←──┘
+                                                  └─ aiormq: every other frame
 
-    Lane: publish, ack ─→ frames of this loop turn, one buffer ─→ transport.write
-    aiormq: everything else ─→ StreamWriter ───────────────────↗
+aio-pika connects, authenticates, speaks TLS, opens and closes channels, declares, starts and ends consumers, sends heartbeats and
+reports errors. aiormq lets a `transport_factory` make its reader and writer: ours puts `LaneProtocol` under them, which takes the
+hot frames of the channels that have a lane out of the stream and hands on the rest, whole frames both ways.
 
-aio-pika connects, authenticates, speaks TLS, opens and closes channels, declares, starts and ends consumers, sends
-heartbeats and reports errors. aiormq lets a `transport_factory` make its reader and writer: ours puts `LaneProtocol` under
-them, which takes the hot frames of the channels that have a lane out of the stream and hands on the rest, whole frames
-both ways. How frames look is in `frames.py`; which acknowledgements may go out together, in `acks.py`.
+In the order of a message's way: `frames.py` and `fields.py` say how bytes look, `protocol.py` cuts the stream, `confirms.py` knows
+what is published and not confirmed, `acks.py` which acknowledgements may go out together.
 """
 
 from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import aio_pika
 from aio_pika.abc import ConnectionParameter
 from aiormq.connection import TransportFactory
 from yarl import URL
 
-from broker.errors import ConnectionLostError, NotAcceptedError, UnencodableError, UnroutableError
+from broker.errors import ConnectionLostError, UnencodableError
 from broker.message import Message
 from broker.transport import frames
 from broker.transport.acks import Acks
 from broker.transport.amqp import AmqpConnection, AmqpConsumer, AmqpTransport
-
-# aiormq gives a connection up on which it sees no frame for a while, and it sees none of the hot ones.
-SHOW_HEARTBEAT_EVERY = 1.0
-
-_FRAME = struct.Struct(">BHI")
-_LONG = struct.Struct(">I")
-_BODY_SIZE = struct.Struct(">Q")
-
-
-class Lane(Protocol):
-    """Takes the hot frames of one channel."""
-
-    def on_method(self, method: int, payload: bytes) -> bool:
-        """A method without content; False if it is not for the lane."""
-
-    def on_content(self, method: int, payload: bytes, header: bytes, body: bytes) -> None:
-        """A method with its content header and its whole body."""
-
-
-class _Content:
-    """A message whose frames are still coming."""
-
-    __slots__ = ("body", "header", "method", "missing", "parts", "payload")
-
-    def __init__(self, method: int, payload: bytes) -> None:
-        self.method = method
-        self.payload = payload
-        self.header = b""
-        self.missing = -1
-        self.parts: list[bytes] = []
-
-
-class LaneProtocol(asyncio.StreamReaderProtocol):
-    """Splits what arrives into frames for the lanes and bytes for aiormq, and writes what the lanes send."""
-
-    def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(reader, loop=loop)
-        self._event_loop = loop
-        self._transport: asyncio.Transport | None = None
-        self._lanes: dict[int, Lane] = {}
-        self._contents: dict[int, _Content] = {}
-        self._rest = b""
-        self._out: list[bytes] = []
-        self._before_flush: list[Callable[[], None]] = []
-        self._flushing = False
-        self._socket_full = False
-        self._last_shown = loop.time()
-        self.failed: Callable[[str], None] | None = None
-
-    def attach(self, channel: int, lane: Lane) -> None:
-        """From now on the hot frames of this channel go to the lane."""
-        self._lanes[channel] = lane
-
-    def detach(self, channel: int) -> None:
-        self._lanes.pop(channel, None)
-        self._contents.pop(channel, None)
-
-    # From the socket
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
-        super().connection_made(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._lanes.clear()
-        self._out.clear()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        data = self._rest + data if self._rest else data
-        if not self._lanes and data[:4] == b"AMQP":
-            # Not frames: the server's way of saying that it speaks another version. aiormq explains it.
-            super().data_received(data)
-            return
-        try:
-            self._rest = self._split(data)
-        except frames.MalformedFrameError as error:
-            self._fail(str(error))
-
-    def _split(self, data: bytes) -> bytes:
-        """Handle every whole frame; return the beginning of the one that is not whole yet."""
-        at, end = 0, len(data)
-        cold: list[bytes] = []
-        while end - at >= frames.FRAME_OVERHEAD:
-            kind, channel, size = _FRAME.unpack_from(data, at)
-            stop = at + size + frames.FRAME_OVERHEAD
-            if stop > end:
-                break
-            if data[stop - 1] != frames.FRAME_END:
-                raise frames.MalformedFrameError(f"a frame on channel {channel} does not end where its size says")
-            lane = self._lanes.get(channel)
-            if lane is None or not self._take(lane, kind, channel, data[at + 7 : stop - 1]):
-                cold.append(data[at:stop])
-            at = stop
-        if cold:
-            self._last_shown = self._event_loop.time()
-            super().data_received(b"".join(cold))
-        elif at and self._event_loop.time() - self._last_shown > SHOW_HEARTBEAT_EVERY:
-            self._last_shown = self._event_loop.time()
-            super().data_received(frames.HEARTBEAT)
-        return data[at:]
-
-    def _take(self, lane: Lane, kind: int, channel: int, payload: bytes) -> bool:
-        """Give a frame to its lane; False if it is aiormq's."""
-        content = self._contents.get(channel)
-        if kind == frames.FRAME_METHOD:
-            if content is not None:
-                raise frames.MalformedFrameError(f"a method came on channel {channel} in the middle of a message")
-            if len(payload) < 4:
-                raise frames.MalformedFrameError(f"a method on channel {channel} has no number")
-            method = _LONG.unpack_from(payload)[0]
-            if method in (frames.BASIC_DELIVER, frames.BASIC_RETURN):
-                self._contents[channel] = _Content(method, payload)
-                return True
-            return lane.on_method(method, payload)
-        if content is None:
-            if kind == frames.FRAME_HEARTBEAT:
-                return False
-            raise frames.MalformedFrameError(f"content came on channel {channel} without a method before it")
-        if kind == frames.FRAME_HEADER and content.missing < 0:
-            if len(payload) < 14:
-                raise frames.MalformedFrameError(f"a content header on channel {channel} is cut off")
-            content.header = payload
-            content.missing = _BODY_SIZE.unpack_from(payload, 4)[0]
-        elif kind == frames.FRAME_BODY and content.missing >= 0 and len(payload) <= content.missing:
-            content.parts.append(payload)
-            content.missing -= len(payload)
-        else:
-            raise frames.MalformedFrameError(
-                f"a frame of type {kind} came on channel {channel} where it does not belong"
-            )
-        if content.missing == 0:
-            del self._contents[channel]
-            body = content.parts[0] if len(content.parts) == 1 else b"".join(content.parts)
-            lane.on_content(content.method, content.payload, content.header, body)
-        return True
-
-    def _fail(self, reason: str) -> None:
-        self._rest = b""
-        self._lanes.clear()
-        if self.failed is not None:
-            self.failed(f"malformed AMQP from the broker: {reason}")
-        if self._transport is not None:
-            self._transport.abort()
-
-    # To the socket
-
-    def send(self, data: bytes) -> None:
-        """Send with everything else of this loop turn, in one write."""
-        self._out.append(data)
-        self._schedule()
-
-    def flush_with(self, collect: Callable[[], None]) -> None:
-        """Call `collect` just before this loop turn's write, to `send` what it has gathered."""
-        self._before_flush.append(collect)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._event_loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        collecting, self._before_flush = self._before_flush, []
-        for collect in collecting:
-            collect()
-        self._flushing = False
-        if self._out and not self._socket_full and self._transport is not None:
-            out, self._out = self._out, []
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
-
-    def flush(self) -> None:
-        """Write what there is to write now."""
-        self._flush()
-
-    def pause_writing(self) -> None:
-        # The socket is full: RabbitMQ is slow, or holds us back in an alarm. What is sent from now on waits here.
-        self._socket_full = True
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._socket_full = False
-        super().resume_writing()
-        self._schedule()
+from broker.transport.confirms import Confirms
+from broker.transport.protocol import LaneProtocol
 
 
 class _Factory(TransportFactory):
@@ -256,18 +74,6 @@ class LaneTransport(AmqpTransport):
         return LaneConnection(publishing, consuming)
 
 
-class _Unconfirmed:
-    """One publish that waits for its confirm."""
-
-    __slots__ = ("future", "message_id", "returned", "routing_key")
-
-    def __init__(self, future: asyncio.Future[None], routing_key: str, message_id: str | None) -> None:
-        self.future = future
-        self.routing_key = routing_key
-        self.message_id = message_id
-        self.returned = False
-
-
 class LaneConnection(AmqpConnection):
     """`AmqpConnection` with its messages on lanes."""
 
@@ -284,8 +90,7 @@ class LaneConnection(AmqpConnection):
         self._frame_max = underlay.connection.connection_tune.frame_max or frames.DEFAULT_FRAME_MAX
         self._number = underlay.number
         self._publishing_lane = self._protocol(publishing)
-        self._unconfirmed: dict[int, _Unconfirmed] = {}
-        self._sequence = 0
+        self._confirms = Confirms()
         self._publishing_lane.attach(self._number, self)
         await underlay.confirm_delivery()
 
@@ -304,8 +109,7 @@ class LaneConnection(AmqpConnection):
         except (TypeError, ValueError, struct.error) as error:
             future.set_exception(UnencodableError(routing_key, error))
             return future
-        self._sequence += 1
-        self._unconfirmed[self._sequence] = _Unconfirmed(future, routing_key, message.message_id)
+        self._confirms.expect(future, routing_key, message)
         self._publishing_lane.send(buffer)
         return future
 
@@ -313,35 +117,12 @@ class LaneConnection(AmqpConnection):
         if method not in (frames.BASIC_ACK, frames.BASIC_NACK):
             return False
         tag, bits = frames.tag_and_bits(payload)
-        unconfirmed = self._unconfirmed
-        if bits & 1:  # multiple; 0 stands for all
-            for one in [number for number in unconfirmed if number <= tag or not tag]:
-                self._confirm(unconfirmed.pop(one), method)
-        elif tag in unconfirmed:
-            self._confirm(unconfirmed.pop(tag), method)
-        else:
-            raise frames.MalformedFrameError(f"a confirm for {tag}, which was not published or is confirmed already")
+        self._confirms.on_confirm(tag, multiple=bool(bits & 1), accepted=method == frames.BASIC_ACK)
         return True
 
-    @staticmethod
-    def _confirm(one: _Unconfirmed, method: int) -> None:
-        if one.future.done():
-            return
-        if one.returned:
-            one.future.set_exception(UnroutableError(one.routing_key))
-        elif method == frames.BASIC_ACK:
-            one.future.set_result(None)
-        else:
-            one.future.set_exception(NotAcceptedError.refused(one.routing_key))
-
     def on_content(self, method: int, payload: bytes, header: bytes, body: bytes) -> None:
-        # A return comes before its confirm and carries no tag. Of several in flight that are alike all count as returned:
-        # to send one again is safe, to take a lost one for accepted is not.
         routing_key = frames.returned_routing_key(payload)
-        message_id = frames.decode_properties(header, b"").message_id
-        for one in self._unconfirmed.values():
-            if one.routing_key == routing_key and one.message_id == message_id:
-                one.returned = True
+        self._confirms.on_return(routing_key, frames.decode_properties(header, b"").message_id)
 
     def _consumer(self, *arguments: Any) -> AmqpConsumer:
         return LaneConsumer(self, *arguments)
@@ -350,17 +131,11 @@ class LaneConnection(AmqpConnection):
         for connection in self._connections:
             self._protocol(connection).flush()
         await super().close()
-        self._fail_unconfirmed("the connection was closed")
+        self._confirms.fail("the connection was closed")
 
     def _lose(self, reason: str) -> None:
         super()._lose(reason)
-        self._fail_unconfirmed(reason)
-
-    def _fail_unconfirmed(self, reason: str) -> None:
-        unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        for one in unconfirmed.values():
-            if not one.future.done():
-                one.future.set_exception(ConnectionLostError(reason))
+        self._confirms.fail(reason)
 
 
 class LaneConsumer(AmqpConsumer):

@@ -17,7 +17,7 @@ from pamqp.heartbeat import Heartbeat
 
 from broker.transport import frames
 from broker.transport.acks import Acks
-from broker.transport.lane import SHOW_HEARTBEAT_EVERY, LaneProtocol
+from broker.transport.protocol import SHOW_HEARTBEAT_EVERY, LaneProtocol
 
 
 class Socket(asyncio.Transport):

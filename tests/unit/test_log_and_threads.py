@@ -13,7 +13,7 @@ import pytest
 from broker import log
 from broker.settings import LogSection
 from broker.threads import Threads
-from tests.support import run
+from tests.support import run, until
 
 
 @pytest.fixture(autouse=True)
@@ -105,13 +105,38 @@ def test_no_more_threads_than_needed_and_never_more_than_allowed() -> None:
         threads = Threads(3)
         for _ in range(5):
             await threads.run(int)
-        assert threads._started == 1
+        assert threads._started <= 2
         release = threading.Event()
         waiting = [threads.run(release.wait) for _ in range(10)]
-        await asyncio.sleep(0)
-        assert threads._started == 3
+        await until(lambda: threads._started == 3)
         release.set()
         await asyncio.gather(*waiting)
         threads.close()
+
+    run(test())
+
+
+def test_as_many_threads_as_jobs_that_wait_for_each_other() -> None:
+    """Each job ends only when all have begun: one thread too few, and none ever would."""
+
+    async def test() -> None:
+        for count in (2, 20, 200):
+            threads = Threads(count)
+            for _ in range(5):
+                all_here = threading.Barrier(count)
+                await asyncio.gather(*(threads.run(all_here.wait) for _ in range(count)))
+            assert threads._started == count
+            threads.close()
+
+    run(test())
+
+
+def test_a_pool_that_is_closed_ends_its_threads() -> None:
+    async def test() -> None:
+        threads = Threads(5)
+        all_here = threading.Barrier(5)
+        await asyncio.gather(*(threads.run(all_here.wait) for _ in range(5)))
+        threads.close()
+        await until(lambda: not any(one.name.startswith("ackback-") for one in threading.enumerate()))
 
     run(test())
