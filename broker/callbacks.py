@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from broker.errors import InvalidInputError
 from broker.headers import Headers
@@ -11,13 +10,6 @@ from broker.message import Message
 from broker.naming import callback_name
 from broker.outcome import Outcome, failure, forwards, problem
 from broker.registry import ServiceDefinition
-
-
-@dataclass(frozen=True, slots=True)
-class RunHere:
-    """The one callback, hosted by this process, with a free slot."""
-
-    callback: ServiceDefinition
 
 
 def names_for(headers: Headers) -> tuple[str, ...]:
@@ -29,8 +21,8 @@ def names_for(headers: Headers) -> tuple[str, ...]:
 
 def route(
     message: Message, headers: Headers, cid: str, free: Callable[[str], ServiceDefinition | None]
-) -> RunHere | Outcome:
-    """Decide what to do with a reply that came to the callback queue.
+) -> ServiceDefinition | Outcome:
+    """Decide what to do with a reply that came to the callback queue: the callback to run here and now, or what to publish.
 
     `free` gives a hosted service by name if it has a free slot.
     """
@@ -40,7 +32,7 @@ def route(
             message, "the reply names no callback: it has neither a header 'callback' nor a header 'source'"
         )
     if len(names) == 1 and (callback := free(names[0])):
-        return RunHere(callback)
+        return callback
     return forwards(message, cid, names)
 
 

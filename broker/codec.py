@@ -40,7 +40,7 @@ def encode(value: Any, adapter: TypeAdapter[Any] | None = None) -> tuple[bytes, 
         return bytes(value), BINARY
     try:
         if adapter is not None:
-            return adapter.dump_json(value, warnings=False), JSON
+            return adapter.serializer.to_json(value, warnings=False), JSON
         return to_json(value, inf_nan_mode="null"), JSON
     except (PydanticSerializationError, ValueError, RecursionError) as error:
         raise UnserialisableError(f"a {type(value).__qualname__} cannot be sent as JSON: {error}") from error
@@ -99,7 +99,7 @@ def validate(message: Message, adapter: TypeAdapter[Any], *, or_text: bool = Fal
     body = message.body
     if message.content_type == JSON and message.content_encoding is None:
         try:
-            return adapter.validate_json(body)
+            return adapter.validator.validate_json(body)
         except ValidationError:
             pass  # the rare case: find out why, or whether it is text
     kind = media_type(message)

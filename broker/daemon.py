@@ -140,6 +140,7 @@ class Daemon:
                 return
 
     async def _drain(self) -> int:
+        self._receiver.refuse()
         self.ready.clear()
         for task in list(self._resuming):
             task.cancel()

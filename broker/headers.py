@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -82,15 +83,14 @@ def _callbacks(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def echoed(request: Message) -> dict[str, Any]:
-    """What a reply repeats of its request's headers, those that are unreadable left out."""
-    headers = request.headers
-    kept = {name: headers[name] for name in ECHOED if name in headers}
-    try:
-        read(request)
-    except InvalidInputError:
-        return {name: value for name, value in kept.items() if _is_readable(name, value)}
-    return kept
+def echoed(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reply repeats of its request's headers."""
+    return {name: headers[name] for name in ECHOED if name in headers}
+
+
+def echoed_if_readable(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reply repeats of headers that may be nonsense."""
+    return {name: value for name, value in echoed(headers).items() if _is_readable(name, value)}
 
 
 def _is_readable(name: str, value: Any) -> bool:

@@ -138,21 +138,14 @@ class Invocation:
     `sent` says whether there are any.
     """
 
-    __slots__ = (
-        "_confirms",
-        "_definition",
-        "_ended",
-        "_invoker",
-        "_message",
-        "_ordinal",
-        "_outbox",
-        "_response",
-        "_scheduled",
-        "_seed",
-        "cid",
-        "request",
-        "sent",
-    )
+    # What few invocations change is set here, once for all.
+    sent = False
+    _ordinal = 0
+    _scheduled = 0
+    _ended = False
+    _seed: bytes | None = None
+    _outbox: list[Publishing] | None = None
+    _response: Response | None = None
 
     def __init__(
         self,
@@ -165,14 +158,9 @@ class Invocation:
         self._invoker = invoker
         self._definition = definition
         self._message = message
-        self._ordinal = 0
-        self._seed: bytes | None = None
-        self._outbox: list[Publishing] | None = [] if definition.outbox else None
+        if definition.outbox:
+            self._outbox = []
         self._confirms: list[tuple[Publishing, asyncio.Future[None]]] = []
-        self._scheduled = 0
-        self._ended = False
-        self._response: Response | None = None
-        self.sent = False
         self.cid = cid
         self.request = request
 

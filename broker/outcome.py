@@ -49,8 +49,13 @@ def problem(reason: str, title: str, detail: str, service: str, attempts: int = 
 def reply(
     request: Message, service: str, body: bytes, content_type: str | None, extra_headers: dict[str, Any] | None = None
 ) -> Publishing | None:
-    """The successful reply to `request`, or None if it wants none."""
-    return _reply(request, service, h.OK, body, content_type, extra_headers)
+    """The successful reply to `request`, whose headers were readable, or None if it wants none."""
+    if not request.reply_to or h.STATUS in request.headers:
+        return None
+    headers = h.echoed(request.headers)
+    if extra_headers:
+        headers = extra_headers | headers
+    return _reply(request, request.reply_to, headers, service, h.OK, body, content_type)
 
 
 def failure(request: Message, reason: str, error: Problem, traceback: str = "") -> Outcome:
@@ -58,7 +63,12 @@ def failure(request: Message, reason: str, error: Problem, traceback: str = "") 
 
     `reason` is the dead letter's; the problem's own may be finer (`timeout` is an `error`).
     """
-    answer = _reply(request, error.service, h.ERROR, error.to_json(), PROBLEM_CONTENT_TYPE, None)
+    answer = None
+    if request.reply_to and h.STATUS not in request.headers:
+        headers = h.echoed_if_readable(request.headers)
+        answer = _reply(
+            request, request.reply_to, headers, error.service, h.ERROR, error.to_json(), PROBLEM_CONTENT_TYPE
+        )
     return Outcome(reply=answer, dead=dead_letter(request, reason, error, traceback))
 
 
@@ -118,17 +128,13 @@ def _forward(message: Message, cid: str, name: str) -> Message:
 
 def _reply(
     request: Message,
+    reply_to: str,
+    headers: dict[str, Any],
     service: str,
     status: str,
     body: bytes,
     content_type: str | None,
-    extra_headers: dict[str, Any] | None,
-) -> Publishing | None:
-    if not request.reply_to or h.STATUS in request.headers:
-        return None
-    headers = h.echoed(request)
-    if extra_headers:
-        headers = extra_headers | headers
+) -> Publishing:
     headers[h.SERVICE] = service
     headers[h.STATUS] = status
     message = Message(
@@ -138,7 +144,7 @@ def _reply(
         correlation_id=request.correlation_id,
         message_id=reply_id(request.correlation_id or ""),
     )
-    return Publishing(request.reply_to, message)
+    return Publishing(reply_to, message)
 
 
 def _cut(traceback: str) -> str:

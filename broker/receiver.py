@@ -54,28 +54,42 @@ class Receiver:
         self._hosts = {definition.name: _Host(definition) for definition in registry}
         self._running: dict[Delivery, asyncio.Task[None]] = {}
         self._refused_once: set[str] = set()
+        self._refusing = False
 
     def consumers(self) -> dict[str, tuple[int, Callable[[Delivery], None]]]:
         """Each queue to consume, with its prefetch and what takes its deliveries."""
         consumers: dict[str, tuple[int, Callable[[Delivery], None]]] = {
-            UNDERTAKER: (UNDERTAKER_PREFETCH, self._take_dead),
-            self._callback_queue: (CALLBACK_PREFETCH, self._take_reply),
+            UNDERTAKER: (UNDERTAKER_PREFETCH, self._unless_refusing(self._take_dead)),
+            self._callback_queue: (CALLBACK_PREFETCH, self._unless_refusing(self._take_reply)),
         }
         for name, host in self._hosts.items():
-            consumers[name] = (host.definition.concurrency, partial(self._take, host))
+            consumers[name] = (host.definition.concurrency, self._unless_refusing(partial(self._take, host)))
         return consumers
+
+    def _unless_refusing(self, take: Callable[[Delivery], None]) -> Callable[[Delivery], None]:
+        def take_or_give_back(delivery: Delivery) -> None:
+            if self._refusing:
+                delivery.requeue()
+            else:
+                take(delivery)
+
+        return take_or_give_back
 
     def __len__(self) -> int:
         return len(self._running) + sum(len(host.waiting) for host in self._hosts.values())
 
-    async def drain(self, grace: float) -> int:
-        """Let what is running finish within `grace` seconds; give back what has not started, then what has not finished.
-
-        Returns how many did not finish.
-        """
+    def refuse(self) -> None:
+        """From now on give back what comes, and what waits already."""
+        self._refusing = True
         for host in self._hosts.values():
             while host.waiting:
                 host.waiting.popleft()[0].requeue()
+
+    async def drain(self, grace: float) -> int:
+        """Let what is running finish within `grace` seconds, then give back what has not.
+
+        Returns how many did not finish.
+        """
         if self._running:
             await asyncio.wait(self._running.values(), timeout=grace)
         unfinished = list(self._running.values())
@@ -114,8 +128,8 @@ class Receiver:
             self._start(self._pass_on(callbacks.unreadable(message, error), delivery), delivery)
             return
         decision = callbacks.route(message, headers, cid, self._free)
-        if isinstance(decision, callbacks.RunHere):
-            self._take(self._hosts[decision.callback.name], delivery, headers)
+        if not isinstance(decision, Outcome):
+            self._take(self._hosts[decision.name], delivery, headers)
             return
         if decision.dead:
             logger.warning("a reply that names no callback becomes a dead letter", extra={"cid": cid})

@@ -105,7 +105,8 @@ def test_no_more_threads_than_needed_and_never_more_than_allowed() -> None:
         threads = Threads(3)
         for _ in range(5):
             await threads.run(int)
-        assert threads._started <= 2
+            await until(lambda: threads._asleep == threads._started)
+        assert threads._started == 1
         release = threading.Event()
         waiting = [threads.run(release.wait) for _ in range(10)]
         await until(lambda: threads._started == 3)

@@ -222,7 +222,7 @@ def test_headers_are_read_or_refused_and_what_is_echoed_can_be_read(headers: dic
         h.read(Message(headers=headers))
     except InvalidInputError as error:
         assert "header '" in str(error)
-    echoed = h.echoed(Message(headers=headers))
+    echoed = h.echoed_if_readable(headers)
     assert set(echoed) <= set(h.ECHOED)
     echoed.pop(h.SOURCE, None)  # any text is echoed, and read as no source by the next
     h.read(Message(headers=echoed))
