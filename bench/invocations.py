@@ -1,263 +1,128 @@
-"""Invocations with callback a second: one worker process, a client beside it, RabbitMQ on the same machine.
+"""Invocations with callback a second, beside what one would pick instead: `make bench`.
 
-    make bench        # starts a RabbitMQ of its own (AMQP_URL: uses that one) and prints a table
-
-A client publishes COUNT persistent, confirmed requests to a typed service; one process validates the body, runs the handler, publishes the
-reply (mandatory, confirmed), acknowledges only then; the callback, in the same process, runs and is acknowledged. Quorum queues
-throughout. The figure is COUNT / (first publish .. last callback). Rounds alternate between the contenders.
+A client publishes COUNT persistent, confirmed requests to a typed service; one worker process validates each body, runs the handler,
+publishes the reply (or the callback's message) and acknowledges only then; the callback, in the same process, validates, runs and is
+acknowledged. Durable quorum queues throughout. The figure is COUNT / (first publish .. last callback); a run in which one callback is
+missing is an error. Rounds alternate between the contenders. How each is set up is in its file in `bench/contenders/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
-import os
 import statistics
-import subprocess
 import sys
-import time
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-CONCURRENCY = 1000
-WORK = Path(__file__).parent / "work"
+from bench.common import ROOT, delete_queues, machine, process, rabbitmq_for_figures, table, told, wait_for_consumers
+from bench.contenders.common import CALLBACK, CALLBACKS, PRICE
 
-
-class Count:
-    """Counts callbacks; prints the time of the last one."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.seen = count, set()
-
-    def add(self, cid: str) -> None:
-        self.seen.add(cid)
-        if len(self.seen) == self.count:
-            print(json.dumps({"last": time.time()}), flush=True)
-
-
-def worker_ackback(url: str, count: int, style: str, transport: str) -> None:
-    """An ackback daemon as `ackback run` makes it."""
-    from pydantic import BaseModel
-
-    from broker import Service, registry
-    from broker.settings import Settings
-    from broker.worker import serve
-
-    counter = Count(count)
-
-    class Order(BaseModel):
-        item: str
-        quantity: int
-
-    class Quote(BaseModel):
-        item: str
-        total: float
-
-    class AsyncPrice(Service):
-        name = "bench.price"
-        concurrency = CONCURRENCY
-
-        async def handle(self, order: Order) -> Quote:
-            return Quote(item=order.item, total=2.5 * order.quantity)
-
-    class SyncPrice(Service):
-        name = "bench.price"
-        concurrency = CONCURRENCY
-
-        def handle(self, order: Order) -> Quote:
-            return Quote(item=order.item, total=2.5 * order.quantity)
-
-    class Priced(Service):
-        name = "bench.priced"
-        concurrency = CONCURRENCY
-
-        async def handle(self, quote: Quote) -> None:
-            counter.add(self.cid)
-
-    globals().update(Order=Order, Quote=Quote)  # the annotations are strings: they are resolved in the module
-    settings = Settings.model_validate(
-        {"broker": {"url": url, "transport": transport}, "callbacks": {"queue": "bench.callbacks"}}
-    )
-    services = registry.register([("", AsyncPrice if style == "async" else SyncPrice), ("", Priced)], settings)
-    print(json.dumps({"ready": True}), flush=True)
-    serve(settings, services)
-
-
-def worker_by_hand(url: str, count: int) -> None:
-    """What one writes with aio-pika to get the same: validation, confirmed mandatory reply, acknowledgement last."""
-    import aio_pika
-    from pydantic import BaseModel
-
-    class Order(BaseModel):
-        item: str
-        quantity: int
-
-    class Quote(BaseModel):
-        item: str
-        total: float
-
-    counter = Count(count)
-
-    async def main() -> None:
-        publishing, consuming = await aio_pika.connect(url), await aio_pika.connect(url)
-        replies = await publishing.channel(on_return_raises=True)
-        channel = await consuming.channel()
-        await channel.set_qos(CONCURRENCY)
-        quorum = {"x-queue-type": "quorum"}
-        price = await channel.declare_queue("bench.price", durable=True, arguments=quorum)
-        callbacks = await channel.declare_queue("bench.callbacks", durable=True, arguments=quorum)
-
-        async def on_request(message: aio_pika.abc.AbstractIncomingMessage) -> None:
-            order = Order.model_validate_json(message.body)
-            quote = Quote(item=order.item, total=2.5 * order.quantity)
-            reply = aio_pika.Message(
-                quote.model_dump_json().encode(),
-                content_type="application/json",
-                correlation_id=message.correlation_id,
-                message_id=f"{message.correlation_id}/reply",
-                headers={"callback": message.headers["callback"]},
-                delivery_mode=2,
-            )
-            await replies.default_exchange.publish(reply, message.reply_to or "", mandatory=True)
-            await message.ack()
-
-        async def on_reply(message: aio_pika.abc.AbstractIncomingMessage) -> None:
-            Quote.model_validate_json(message.body)
-            counter.add(message.correlation_id or "")
-            await message.ack()
-
-        await price.consume(on_request)
-        await callbacks.consume(on_reply)
-        print(json.dumps({"ready": True}), flush=True)
-        await asyncio.Event().wait()
-
-    asyncio.run(main())
-
-
-async def publish(url: str, count: int) -> float:
-    """Publish COUNT requests with `AsyncClient.invoke_many`; return when the first left."""
-    from broker import AsyncClient
-    from broker.settings import Settings
-
-    settings = Settings.model_validate({"broker": {"url": url}, "callbacks": {"queue": "bench.callbacks"}})
-    async with AsyncClient(settings=settings) as client:
-        started = time.time()
-        payloads = ({"item": "screen", "quantity": 2} for _ in range(count))
-        await client.invoke_many("bench.price", payloads, callback="bench.priced")
-    return started
-
-
-CONTENDERS = {
-    "ackback, async def": ["ackback", "async", "lane"],
-    "ackback, def": ["ackback", "sync", "lane"],
-    "ackback on aio-pika": ["ackback", "async", "aio-pika"],
-    "aio-pika by hand": ["hand"],
-    "raw sockets (ceiling)": ["raw"],
+CONTENDERS: dict[str, Sequence[str]] = {
+    "ackback": ("ackback_daemon", "async", "lane"),
+    "ackback, `def` handler": ("ackback_daemon", "def", "lane"),
+    "ackback on aio-pika": ("ackback_daemon", "async", "aio-pika"),
+    "aio-pika by hand": ("aio_pika_by_hand",),
+    "Taskiq": ("taskiq_app",),
+    "FastStream": ("faststream_app",),
+    "Dramatiq": ("dramatiq_app",),
+    "Celery": ("celery_app",),
+    "raw sockets (ceiling)": ("raw_sockets",),
 }
+# Not of the comparison: a service that invokes another, whose reply goes to the callback. Three hops instead of two.
+CHAINED = {"ackback, chained": ("ackback_daemon", "chained", "lane")}
+BASE = "aio-pika by hand"
+PACKAGES = (
+    "aio-pika",
+    "aiormq",
+    "taskiq",
+    "taskiq-aio-pika",
+    "faststream",
+    "dramatiq",
+    "celery",
+    "kombu",
+    "pydantic",
+    "uvloop",
+)
+DRAMATIQS = [f"{name}.{part}" for name in (PRICE, CALLBACKS) for part in ("DQ", "XQ")]
+QUEUES = (PRICE, "bench.target", CALLBACK, CALLBACKS, "bench.dead", *DRAMATIQS)
 
 
-def delete_queues(url: str) -> None:
-    import pika
-
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
-        channel = connection.channel()
-        for queue in ("bench.price", "bench.priced", "bench.callbacks"):
-            channel.queue_delete(queue)
-
-
-def measure(url: str, contender: list[str], count: int) -> float:
-    """One run of one contender: a fresh worker process, its queues made anew."""
-    delete_queues(url)
-    if contender == ["raw"]:
-        return measure_ceiling(url, count)
-    command = [sys.executable, __file__, "--worker", *contender, "--url", url, "--count", str(count)]
-    worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert worker.stdout is not None
-        assert "ready" in json.loads(worker.stdout.readline())
-        wait_for_consumer(url)
-        started = asyncio.run(publish(url, count))
-        last = json.loads(worker.stdout.readline())["last"]
-        return count / (last - started)
-    finally:
-        worker.terminate()
-        worker.wait()
-        worker.stdout.close()
+def measure(url: str, contender: Sequence[str], count: int) -> float:
+    """One run of one contender with fresh processes and queues; invocations a second."""
+    module, *options = contender
+    delete_queues(url, *QUEUES)
+    with process("-m", f"bench.contenders.{module}", "worker", url, str(count), *options) as worker:
+        wait_for_consumers(url, PRICE, CALLBACKS)
+        with process("-m", f"bench.contenders.{module}", "client", url, str(count), *options) as client:
+            started = told(client)["started"]
+            told(client)
+            return float(count / (told(worker)["last"] - started))
 
 
-def measure_ceiling(url: str, count: int) -> float:
-    from bench import ceiling
+def plot(rows: dict[str, list[float]]) -> str:
+    """Bars of the medians, with whiskers from the lowest to the highest, as SVG."""
+    left, width, step = 190, 520, 34
+    scale = width / max(max(figures) for figures in rows.values())
+    height = step * len(rows) + 44
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" font-family="sans-serif" font-size="14">',
+        f'<rect width="{left + width + 90}" height="{height}" fill="white"/>',
+        '<text x="12" y="22" font-weight="bold">Invocations with callback a second (median; line: lowest to highest)</text>',
+    ]
+    for index, (name, figures) in enumerate(rows.items()):
+        y, middle = 36 + index * step, statistics.median(figures)
+        colour = "#1b7f5c" if name.startswith("ackback") else "#9a9a9a" if "ceiling" in name else "#5b7aa6"
+        low, high = left + min(figures) * scale, left + max(figures) * scale
+        parts += [
+            f'<text x="{left - 8}" y="{y + 17}" text-anchor="end">{name.replace("`", "")}</text>',
+            f'<rect x="{left}" y="{y}" width="{middle * scale:.1f}" height="24" fill="{colour}"/>',
+            f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y + 12}" y2="{y + 12}" stroke="black"/>',
+            f'<text x="{high + 6:.1f}" y="{y + 17}">{middle:,.0f}</text>',
+        ]
+    return "\n".join([*parts, "</svg>", ""])
 
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    command = [sys.executable, "-m", "bench.ceiling"]
-    processes = []
-    try:
-        for role in ("serve", "receive"):
-            arguments = [*command, role, url, str(count)]
-            processes.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment))
-            assert processes[-1].stdout is not None
-            assert "ready" in json.loads(processes[-1].stdout.readline())
-        started = ceiling.publish(url, count)
-        return count / (json.loads(processes[1].stdout.readline())["last"] - started)  # type: ignore[union-attr]
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
 
-
-def wait_for_consumer(url: str) -> None:
-    import pika
-
-    deadline = time.monotonic() + 30
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
-        while time.monotonic() < deadline:
-            channel = connection.channel()
-            try:
-                counts = [
-                    channel.queue_declare(queue, passive=True).method.consumer_count
-                    for queue in ("bench.price", "bench.callbacks")
-                ]
-                if all(counts):
-                    return
-                channel.close()
-            except pika.exceptions.ChannelClosedByBroker:
-                pass
-            time.sleep(0.05)
-    raise RuntimeError("the worker did not start to consume")
+def report(rows: dict[str, list[float]], count: int, rounds: int, broker: str) -> None:
+    """Write docs/benchmarks.md and its plot."""
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    what = (__doc__ or "").partition("\n\n")[2].strip()
+    page = (
+        "# Benchmarks\n\nWritten by `make bench`, which anybody can run again.\n\n"
+        f"{what}\n\n{table(rows, BASE, 'a second')}\n\n"
+        "![Invocations with callback a second](benchmarks.svg)\n\n"
+        f"{rounds} alternating rounds of {count:,} invocations each; {broker} on the same machine: {machine()}.\n{versions}.\n\n"
+        "The ceiling is what RabbitMQ itself can do of this work: raw sockets and pre-built frames in three processes, "
+        "nothing validated.\nMore figures, and where the time goes: [performance.md](performance.md).\n"
+    )
+    (ROOT / "docs" / "benchmarks.md").write_text(page)
+    (ROOT / "docs" / "benchmarks.svg").write_text(plot(rows))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--count", type=int, default=10_000, help="invocations a run")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--url")
-    parser.add_argument("--worker", nargs="+")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*CONTENDERS, *CHAINED], metavar="NAME", help="only these; writes no report"
+    )
+    parser.add_argument("--no-report", action="store_true", help="do not write docs/benchmarks.md")
     arguments = parser.parse_args()
-    if arguments.worker:
-        kind, *style = arguments.worker
-        (worker_ackback if kind == "ackback" else worker_by_hand)(arguments.url, arguments.count, *style)
-        return
-    os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
-    from tests.rabbitmq import rabbitmq
-
-    with rabbitmq() as rabbit:
-        print(
-            f"RabbitMQ from {rabbit.origin}; {arguments.count} invocations a run, {arguments.rounds} alternating rounds\n"
-        )
-        results: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-        for _ in range(arguments.rounds):
-            for name, contender in CONTENDERS.items():
-                results[name].append(measure(rabbit.url, contender, arguments.count))
-        delete_queues(rabbit.url)
-    base = statistics.median(results["aio-pika by hand"])
-    print(f"{'':<22}{'median/s':>10}{'lowest':>10}{'highest':>10}{'ratio':>8}")
-    for name, figures in results.items():
-        median = statistics.median(figures)
-        print(f"{name:<22}{median:>10.0f}{min(figures):>10.0f}{max(figures):>10.0f}{median / base:>8.2f}")
+    contenders = {name: {**CONTENDERS, **CHAINED}[name] for name in arguments.only or CONTENDERS}
+    rows: dict[str, list[float]] = {name: [] for name in contenders}
+    with rabbitmq_for_figures() as (url, broker):
+        print(f"{broker}, {arguments.count:,} invocations a run, {arguments.rounds} alternating rounds", flush=True)
+        for number in range(1, arguments.rounds + 1):
+            for name, contender in contenders.items():
+                rows[name].append(measure(url, contender, arguments.count))
+                print(f"round {number}  {name:<24}{rows[name][-1]:>8,.0f} a second", flush=True)
+        delete_queues(url, *QUEUES)
+    print(f"\n{table(rows, BASE if BASE in rows else next(iter(rows)), 'a second')}")
+    if not arguments.only and not arguments.no_report:
+        report(rows, arguments.count, arguments.rounds, broker)
+        print("\nwritten to docs/benchmarks.md and docs/benchmarks.svg")
 
 
 if __name__ == "__main__":

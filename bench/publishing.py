@@ -1,36 +1,29 @@
-"""Confirmed publishes a second into a quorum queue that nobody consumes: `AsyncClient.invoke_many` beside raw sockets.
+"""Confirmed publishes a second into a quorum queue that nobody consumes: `AsyncClient.invoke_many` beside a raw socket.
 
-python bench/publishing.py        # AMQP_URL: uses that RabbitMQ; else one of its own
+python bench/publishing.py
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import ceiling
-from bench.common import delete_queues, rabbitmq_for_figures, show_table
+from bench.common import declare_quorum_queue, delete_queues, process, rabbitmq_for_figures, table, told
+from bench.contenders.common import PRICE
 
-QUEUES = ("bench.price",)
-
-
-def by_client(url: str, count: int) -> float:
-    from bench.invocations import publish
-
-    return asyncio.run(publish(url, count))
+WAYS = {"AsyncClient.invoke_many": "ackback_daemon", "raw socket (ceiling)": "raw_sockets"}
 
 
-def measure(url: str, count: int, publish: object) -> float:
+def measure(url: str, count: int, module: str) -> float:
     """One run into an empty queue; publishes a second, from the first to the last confirm."""
-    delete_queues(url, *QUEUES)
-    ceiling.declare(ceiling.Socket(url), *QUEUES)
-    started = publish(url, count)  # type: ignore[operator]
-    return count / (time.time() - started)
+    delete_queues(url, PRICE)
+    declare_quorum_queue(url, PRICE)
+    with process("-m", f"bench.contenders.{module}", "client", url, str(count)) as client:
+        started = told(client)["started"]
+        return float(count / (told(client)["ended"] - started))
 
 
 def main() -> None:
@@ -38,14 +31,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    ways = {"AsyncClient.invoke_many": by_client, "raw socket (ceiling)": ceiling.publish}
-    figures: dict[str, list[float]] = {name: [] for name in ways}
-    with rabbitmq_for_figures() as rabbit:
+    rows: dict[str, list[float]] = {name: [] for name in WAYS}
+    with rabbitmq_for_figures() as (url, broker):
         for _ in range(arguments.rounds):
-            for name, publish in ways.items():
-                figures[name].append(measure(rabbit.url, arguments.count, publish))
-        delete_queues(rabbit.url, *QUEUES)
-        show_table(f"confirmed publishes/s ({arguments.count} a run, RabbitMQ {rabbit.origin})", figures)
+            for name, module in WAYS.items():
+                rows[name].append(measure(url, arguments.count, module))
+        delete_queues(url, PRICE)
+    print(f"{broker}; {arguments.rounds} alternating rounds of {arguments.count:,}\n")
+    print(table(rows, "raw socket (ceiling)", "a second"))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from broker.calls import Calls
 from broker.cid import new_cid
 from broker.errors import AckbackError, BrokerUnavailableError, NotAcceptedError, Rejected
-from broker.invoker import Template, check_cid, check_size
+from broker.invoker import Template, check_cid, check_size, retrieved
 from broker.message import Publishing
 from broker.registry import name_of
 from broker.service import Callback, Callbacks, Service
@@ -222,10 +222,15 @@ class _Bulk:
                 self._settle_first()
 
     async def all_confirmed(self) -> None:
-        while self._unconfirmed:
-            if not self._unconfirmed[0][0].done():
-                await asyncio.wait([self._unconfirmed[0][0]])
-            self._settle_first()
+        try:
+            while self._unconfirmed:
+                if not self._unconfirmed[0][0].done():
+                    await asyncio.wait([self._unconfirmed[0][0]])
+                self._settle_first()
+        except asyncio.CancelledError:
+            for confirm, _, _ in self._unconfirmed:
+                confirm.add_done_callback(retrieved)
+            raise
 
     def _settle_first(self) -> None:
         confirm, index, size = self._unconfirmed.popleft()

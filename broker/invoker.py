@@ -272,7 +272,7 @@ class Invocation:
         """The attempt is over: a thread that still runs for it may send nothing more."""
         self._ended = True
         for _, confirm in self._confirms:
-            confirm.add_done_callback(_retrieved)
+            confirm.add_done_callback(retrieved)
 
     def _compose(self, target: str, payload: Any, cid: str, **properties: Any) -> Message:
         request = self._message
@@ -313,6 +313,7 @@ def check_size(message: Message, target: str, max_body: int) -> None:
         )
 
 
-def _retrieved(confirm: asyncio.Future[None]) -> None:
+def retrieved(confirm: asyncio.Future[None]) -> None:
+    """A callback for a confirm that nobody waits for any more: its error is no news."""
     if not confirm.cancelled():
         confirm.exception()

@@ -110,14 +110,7 @@ async def running(transport: Transport, *classes: type[Service], **sections: dic
     callback_queue = sections.get("callbacks", {}).get("queue", unique("callbacks"))
     settings = Settings.model_validate({**sections, "callbacks": {"queue": callback_queue}})
     found = registry.register([("tests", cls) for cls in classes], settings)
-    daemon = Daemon(settings, found, transport)
-    serving = asyncio.ensure_future(daemon.run())
-    ready = asyncio.ensure_future(daemon.ready.wait())
-    await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED, timeout=TIMEOUT)
-    if serving.done():
-        ready.cancel()
-        serving.result()
-    assert daemon.ready.is_set()
+    daemon, serving = await _started(settings, found, transport)
     connection = await transport.connect()
     test = Running(daemon, connection, callback_queue, settings, found)
     test.serving = serving
@@ -135,6 +128,33 @@ async def running(transport: Transport, *classes: type[Service], **sections: dic
             await serving
         await connection.close()
         await delete_queues(transport, [callback_queue, *(one.name for one in found)])
+
+
+async def _started(
+    settings: Settings, found: registry.Registry, transport: Transport
+) -> tuple[Daemon, asyncio.Task[int]]:
+    daemon = Daemon(settings, found, transport)
+    serving = asyncio.ensure_future(daemon.run())
+    ready = asyncio.ensure_future(daemon.ready.wait())
+    await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED, timeout=TIMEOUT)
+    if serving.done():
+        ready.cancel()
+        serving.result()
+    assert daemon.ready.is_set()
+    return daemon, serving
+
+
+@asynccontextmanager
+async def running_daemon(transport: Transport, *classes: type[Service]) -> AsyncIterator[Daemon]:
+    """A daemon alone, ready; stopped at the end."""
+    settings = Settings.model_validate({"callbacks": {"queue": unique("callbacks")}})
+    found = registry.register([("tests", cls) for cls in classes], settings)
+    daemon, serving = await _started(settings, found, transport)
+    try:
+        yield daemon
+    finally:
+        daemon.stop()
+        await serving
 
 
 async def delete_queues(transport: Transport, names: list[str]) -> None:
@@ -162,6 +182,7 @@ __all__ = [
     "named",
     "run",
     "running",
+    "running_daemon",
     "unique",
     "until",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from broker.errors import ConnectionLostError, NotAcceptedError, UnroutableError
-from broker.message import Message
 from broker.transport import frames
 
 
@@ -19,7 +18,7 @@ class Confirms:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[int, tuple[asyncio.Future[None], str, Message]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[None], str, str | None]] = {}
         self._returned: set[int] = set()
         self._published = 0
         self._all_confirmed_up_to = 0
@@ -27,15 +26,15 @@ class Confirms:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def expect(self, future: asyncio.Future[None], routing_key: str, message: Message) -> None:
+    def expect(self, future: asyncio.Future[None], routing_key: str, message_id: str | None) -> None:
         """The next publish; its future will be done."""
         self._published += 1
-        self._waiting[self._published] = future, routing_key, message
+        self._waiting[self._published] = future, routing_key, message_id
 
     def on_return(self, routing_key: str, message_id: str | None) -> None:
-        for number, (_, key, message) in self._waiting.items():
-            if key == routing_key and message.message_id == message_id:
-                self._returned.add(number)
+        self._returned.update(
+            number for number, (_, *known) in self._waiting.items() if known == [routing_key, message_id]
+        )
 
     def on_confirm(self, tag: int, *, multiple: bool, accepted: bool) -> None:
         """A Basic.Ack (accepted) or Basic.Nack; `multiple`: for all up to the tag, 0 for all there are.

@@ -1,6 +1,6 @@
 """The fast transport: aio-pika keeps all that is rare, the frames that carry messages have a lane of their own.
 
-    RabbitMQ ─→ socket ─→ LaneProtocol ─┬─→ LaneConsumer: a delivery ─→ (handled) ─→ Acks ─┐
+    RabbitMQ ─→ socket ─→ LaneProtocol ─┬─→ LaneConsumer: a delivery ─→ (handled) ─→ Acks ──┐
                                         ├─→ LaneConnection: a confirm, a return ─→ Confirms │
                                         └─→ aiormq: every other frame                       │
     RabbitMQ ←─ socket ←─ one write a loop turn ←─┬─ publishes (LaneConnection) and acks ←──┘
@@ -90,6 +90,8 @@ class LaneConnection(AmqpConnection):
         self._frame_max = underlay.connection.connection_tune.frame_max or frames.DEFAULT_FRAME_MAX
         self._number = underlay.number
         self._publishing_lane = self._protocol(publishing)
+        for connection in (publishing, consuming):
+            self._protocol(connection).frame_max = self._frame_max
         self._confirms = Confirms()
         self._publishing_lane.attach(self._number, self)
         await underlay.confirm_delivery()
@@ -109,7 +111,7 @@ class LaneConnection(AmqpConnection):
         except (TypeError, ValueError, struct.error) as error:
             future.set_exception(UnencodableError(routing_key, error))
             return future
-        self._confirms.expect(future, routing_key, message)
+        self._confirms.expect(future, routing_key, message.message_id)
         self._publishing_lane.send(buffer)
         return future
 

@@ -70,6 +70,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         self._socket_full = False
         self._last_shown = loop.time()
         self.failed: Callable[[str], None] | None = None
+        self.frame_max = frames.DEFAULT_FRAME_MAX
 
     def attach(self, channel: int, lane: Lane) -> None:
         """From now on the hot frames of this channel go to the lane."""
@@ -110,6 +111,10 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
             kind, channel, size = _FRAME.unpack_from(data, at)
             stop = at + size + frames.FRAME_OVERHEAD
             if stop > end:
+                if size > self.frame_max:
+                    raise frames.MalformedFrameError(
+                        f"a frame of {size} bytes; at most {self.frame_max} were agreed on"
+                    )
                 break
             if data[stop - 1] != frames.FRAME_END:
                 raise frames.MalformedFrameError(f"a frame on channel {channel} does not end where its size says")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import closing
 from typing import Any
 
 import pamqp.frame
@@ -15,8 +16,11 @@ from pamqp.commands import Basic, Channel, Connection
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
+from broker.errors import ConnectionLostError, NotAcceptedError, UnroutableError
+from broker.invoker import retrieved
 from broker.transport import frames
 from broker.transport.acks import Acks
+from broker.transport.confirms import Confirms
 from broker.transport.protocol import SHOW_HEARTBEAT_EVERY, LaneProtocol
 
 
@@ -287,3 +291,62 @@ def test_a_finished_prefix_goes_with_one_frame() -> None:
     assert acks.take() == [frames.ack(1, 5), frames.ack(1, 3, multiple=True)]
     acks.finish(4)
     assert acks.take() == [frames.ack(1, 4, multiple=True)]
+
+
+# Confirms
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_every_confirm_reaches_what_it_is_for_and_no_other(data: st.DataObject) -> None:
+    """A model of the channel: which publishes are open, which came back, and what each ended as."""
+    with closing(asyncio.new_event_loop()) as loop:
+        _hold_confirms_against_a_model(data, loop)
+
+
+def _hold_confirms_against_a_model(data: st.DataObject, loop: asyncio.AbstractEventLoop) -> None:
+    confirms = Confirms()
+    futures: list[asyncio.Future[None]] = []
+    keys: list[str] = []
+    ended: dict[int, object] = {}
+
+    came_back: set[int] = set()
+
+    def end(number: int, accepted: bool) -> None:
+        refused = None if accepted else NotAcceptedError
+        ended[number] = UnroutableError if number in came_back else refused
+
+    for _ in range(data.draw(st.integers(1, 40))):
+        step = data.draw(st.sampled_from(["publish", "publish", "return", "one", "up to", "all"]))
+        waiting = [number for number in range(1, len(futures) + 1) if number not in ended]
+        accepted = data.draw(st.booleans())
+        if step == "publish":
+            keys.append(data.draw(st.sampled_from("abc")))
+            futures.append(asyncio.Future(loop=loop))
+            futures[-1].add_done_callback(retrieved)
+            confirms.expect(futures[-1], keys[-1], "m")
+        elif waiting and step == "return":
+            key = keys[data.draw(st.sampled_from(waiting)) - 1]
+            confirms.on_return(key, "m")
+            came_back.update(number for number in waiting if keys[number - 1] == key)
+        elif waiting and step == "one":
+            number = data.draw(st.sampled_from(waiting))
+            confirms.on_confirm(number, multiple=False, accepted=accepted)
+            end(number, accepted)
+        elif waiting:
+            last = waiting[-1] if step == "all" else data.draw(st.sampled_from(waiting))
+            confirms.on_confirm(0 if step == "all" else last, multiple=True, accepted=accepted)
+            for number in waiting:
+                if number <= last:
+                    end(number, accepted)
+        assert len(confirms) == len(futures) - len(ended)
+    for number, future in enumerate(futures, 1):
+        assert future.done() == (number in ended)
+        if future.done():
+            error = future.exception()
+            assert (None if error is None else type(error)) is ended[number]
+    for unknown in (len(futures) + 1, *list(ended)[:1]):
+        with pytest.raises(frames.MalformedFrameError, match="not published or is confirmed"):
+            confirms.on_confirm(unknown, multiple=False, accepted=True)
+    confirms.fail("gone")
+    assert all(isinstance(f.exception(), ConnectionLostError) for n, f in enumerate(futures, 1) if n not in ended)

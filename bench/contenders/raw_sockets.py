@@ -1,14 +1,16 @@
-"""What RabbitMQ itself can do of this work: raw sockets and pre-built frames, in three processes, nothing validated.
+"""The benchmark's ceiling: what RabbitMQ itself can do of this work, by raw sockets and pre-built frames in three processes.
 
-Client, service and callback each know the byte layout of the messages that they get, so nothing is parsed but frame heads. Quorum
-queues, persistent mandatory publishes with confirms, acknowledgements only after the reply's confirm: all as everywhere else here.
+Client, service and callback each know the byte layout of the messages that they get: nothing is parsed but frame heads, nothing
+validated. Quorum queues, persistent mandatory publishes with confirms, acknowledgements only after the reply's confirm: all as
+everywhere else here.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import socket
 import struct
-import sys
 import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -17,26 +19,26 @@ import pamqp.frame
 from pamqp import commands
 from pamqp.header import ProtocolHeader
 
+from bench.contenders.common import CALLBACK, CALLBACKS, PREFETCH, PRICE, main, tell
 from broker.message import Message
 from broker.transport import frames
 
-PREFETCH = 1000
 WINDOW = 1000
 _FRAME = struct.Struct(">BHI")
 _LONG = struct.Struct(">I")
 _TAG = struct.Struct(">QB")
 NO_CID = "0" * 32
-BODY = b'{"item": "screen", "quantity": 2}'
-REPLY_BODY = b'{"item":"screen","total":5.0}'
+BODY = b'{"number":12345,"item":"screen","quantity":2}'
+REPLY_BODY = b'{"number":12345,"item":"screen","total":5.0}'
 
 
 def request(cid: str) -> Message:
-    headers = {"callback": "bench.priced"}
-    return Message(BODY, headers, "application/json", correlation_id=cid, reply_to="bench.callbacks", message_id=cid)
+    headers = {"callback": CALLBACK}
+    return Message(BODY, headers, "application/json", correlation_id=cid, reply_to=CALLBACKS, message_id=cid)
 
 
 def reply(cid: str) -> Message:
-    headers = {"callback": "bench.priced", "service": "bench.price", "status": "ok"}
+    headers = {"callback": CALLBACK, "service": PRICE, "status": "ok"}
     return Message(REPLY_BODY, headers, "application/json", correlation_id=cid, message_id=cid)
 
 
@@ -111,12 +113,11 @@ def cid_offset(message: Message) -> int:
 def serve(url: str, count: int) -> None:
     """The service: a reply for each request, the request acknowledged once that is confirmed."""
     opened = Socket(url)
-    declare(opened, "bench.price", "bench.callbacks")
+    declare(opened, PRICE, CALLBACKS)
     opened.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
     offset = cid_offset(request(NO_CID))
-    before, between, after = frames.publish(1, "bench.callbacks", reply(NO_CID), 131_072).split(NO_CID.encode())
-    consume(opened, "bench.price")
-    print('{"ready": true}', flush=True)
+    before, between, after = frames.publish(1, CALLBACKS, reply(NO_CID), 131_072).split(NO_CID.encode())
+    consume(opened, PRICE)
     acknowledged = confirmed = 0
     for found in opened.frames():
         out = []
@@ -137,10 +138,9 @@ def serve(url: str, count: int) -> None:
 def receive(url: str, count: int) -> None:
     """The callback: counts and acknowledges."""
     opened = Socket(url)
-    declare(opened, "bench.callbacks")
+    declare(opened, CALLBACKS)
     offset = cid_offset(reply(NO_CID))
-    consume(opened, "bench.callbacks")
-    print('{"ready": true}', flush=True)
+    consume(opened, CALLBACKS)
     seen: set[bytes] = set()
     tag = 0
     for found in opened.frames():
@@ -151,16 +151,22 @@ def receive(url: str, count: int) -> None:
         if tag:
             opened.send(frames.ack(1, tag, multiple=True))
         if len(seen) == count:
-            print(f'{{"last": {time.time()}}}', flush=True)
+            tell(last=time.time())
             return
 
 
-def publish(url: str, count: int) -> float:
-    """The client: COUNT confirmed publishes, a window at a time; returns when the first left."""
+def worker(url: str, count: int) -> None:
+    multiprocessing.Process(target=serve, args=(url, count), daemon=True).start()
+    receive(url, count)
+    signal.pause()
+
+
+def client(url: str, count: int) -> None:
+    """COUNT confirmed publishes, a window at a time."""
     opened = Socket(url)
     opened.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
-    before, between, after = frames.publish(1, "bench.price", request(NO_CID), 131_072).split(NO_CID.encode())
-    started = time.time()
+    before, between, after = frames.publish(1, PRICE, request(NO_CID), 131_072).split(NO_CID.encode())
+    tell(started=time.time())
     sent, acked, beyond = 0, 0, set[int]()
     reads = opened.frames()
     while acked < count:
@@ -180,8 +186,8 @@ def publish(url: str, count: int) -> float:
         while acked + 1 in beyond:
             acked += 1
             beyond.remove(acked)
-    return started
+    tell(ended=time.time())
 
 
 if __name__ == "__main__":
-    {"serve": serve, "receive": receive}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    main(worker, client)

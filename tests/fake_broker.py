@@ -1,0 +1,140 @@
+"""A peer that speaks just enough AMQP to be taken for RabbitMQ, and then sends whatever a test wants, cut as it wants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pamqp.frame
+from pamqp.body import ContentBody
+from pamqp.commands import Basic, Channel, Confirm, Connection, Exchange, Queue
+from pamqp.exceptions import UnmarshalingException
+from pamqp.header import ContentHeader
+
+ANSWERS: dict[type, Callable[[Any], Any]] = {
+    Connection.StartOk: lambda _: Connection.Tune(2047, 131_072, 0),
+    Connection.Open: lambda _: Connection.OpenOk(),
+    Connection.Close: lambda _: Connection.CloseOk(),
+    Channel.Open: lambda _: Channel.OpenOk(),
+    Channel.Close: lambda _: Channel.CloseOk(),
+    Confirm.Select: lambda _: Confirm.SelectOk(),
+    Basic.Qos: lambda _: Basic.QosOk(),
+    Basic.Consume: lambda method: Basic.ConsumeOk(method.consumer_tag),
+    Basic.Cancel: lambda method: Basic.CancelOk(method.consumer_tag),
+    Queue.Declare: lambda method: Queue.DeclareOk(method.queue, 0, 0),
+    Exchange.Declare: lambda _: Exchange.DeclareOk(),
+}
+
+
+class Peer:
+    """One connection that was made to the fake."""
+
+    def __init__(self, writer: asyncio.StreamWriter, piece: int | None) -> None:
+        self._writer = writer
+        self._piece = piece
+        self.published: list[tuple[int, str, str | None]] = []
+        self.acknowledged: list[Basic.Ack | Basic.Nack] = []
+        self.consumers: dict[str, tuple[int, str]] = {}
+        self.confirming: int | None = None
+        self.ended = False
+
+    def send(self, channel: int, *sent: Any) -> None:
+        self.send_raw(b"".join(pamqp.frame.marshal(frame, channel) for frame in sent))
+
+    def send_raw(self, data: bytes) -> None:
+        if self._writer.is_closing():
+            return
+        step = self._piece or len(data) or 1
+        for at in range(0, len(data), step):
+            self._writer.write(data[at : at + step])
+
+    def deliver(self, queue: str, tag: int, body: bytes, **properties: Any) -> None:
+        channel, consumer = self.consumers[queue]
+        self.send_raw(delivery(channel, consumer, tag, body, **properties))
+
+    def end(self) -> None:
+        self._writer.close()
+
+    def on_frame(self, channel: int, frame: Any) -> None:
+        if isinstance(frame, Basic.Publish):
+            self._publishing = (channel, frame.routing_key)
+        elif isinstance(frame, ContentHeader):
+            self.published.append((*self._publishing, frame.properties.message_id))
+        elif isinstance(frame, (Basic.Ack, Basic.Nack)):
+            self.acknowledged.append(frame)
+        elif answer := ANSWERS.get(type(frame)):
+            self.send(channel, answer(frame))
+            if isinstance(frame, Basic.Consume):
+                self.consumers[frame.queue] = channel, frame.consumer_tag
+            elif isinstance(frame, Confirm.Select):
+                self.confirming = channel
+            elif isinstance(frame, Connection.Close):
+                self.end()
+
+
+def delivery(channel: int, consumer: str, tag: int, body: bytes, **properties: Any) -> bytes:
+    """The bytes of a Basic.Deliver with its content."""
+    method = Basic.Deliver(consumer_tag=consumer, delivery_tag=tag, redelivered=False, exchange="", routing_key="q")
+    header = ContentHeader(body_size=len(body), properties=Basic.Properties(**properties))
+    parts = [method, header, *([ContentBody(body)] if body else [])]
+    return b"".join(pamqp.frame.marshal(part, channel) for part in parts)
+
+
+class FakeBroker:
+    """Listens on 127.0.0.1. `piece`: bytes a write, to cut what it sends."""
+
+    def __init__(self, piece: int | None = None) -> None:
+        self._piece = piece
+        self.peers: list[Peer] = []
+        self.url = ""
+
+    @property
+    def publisher(self) -> Peer:
+        return next(peer for peer in reversed(self.peers) if peer.confirming is not None)
+
+    @property
+    def consumer(self) -> Peer:
+        return next(peer for peer in reversed(self.peers) if peer.consumers)
+
+    def is_consumed(self, queue: str) -> bool:
+        """Whether the last of those who consume does so still, and from this queue, too."""
+        return queue in self.consumer.consumers and not self.consumer.ended
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = Peer(writer, self._piece)
+        self.peers.append(peer)
+        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            assert await reader.readexactly(8) == b"AMQP\x00\x00\x09\x01"
+            properties = {
+                "capabilities": {"publisher_confirms": True, "consumer_cancel_notify": True, "basic.nack": True}
+            }
+            peer.send(0, Connection.Start(0, 9, properties, "PLAIN", "en_US"))
+            rest = b""
+            while data := await reader.read(65536):
+                rest += data
+                while rest:
+                    try:
+                        size, channel, frame = pamqp.frame.unmarshal(rest)
+                    except UnmarshalingException:
+                        break
+                    rest = rest[size:]
+                    peer.on_frame(channel, frame)
+        peer.ended = True
+        writer.close()
+
+
+@asynccontextmanager
+async def fake_broker(piece: int | None = None) -> AsyncIterator[FakeBroker]:
+    fake = FakeBroker(piece)
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    fake.url = f"amqp://guest:guest@{host}:{port}/"
+    try:
+        yield fake
+    finally:
+        server.close()
+        for peer in fake.peers:
+            peer.end()
+        await server.wait_closed()
