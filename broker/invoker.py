@@ -128,6 +128,8 @@ class Invoker:
 
     def names(self, callback: Callbacks) -> tuple[str, ...]:
         """The names that the `callback` argument stands for."""
+        if isinstance(callback, str):
+            return (self.registry.name_of(callback),)
         given = callback if isinstance(callback, (list, tuple)) else [callback]
         return tuple(dict.fromkeys(self.registry.name_of(cast(Callback, one)) for one in given))
 

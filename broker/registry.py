@@ -7,6 +7,7 @@ import inspect
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -115,10 +116,14 @@ class Registry:
         return (by_convention,) if by_convention in self else ()
 
 
+# The same few names are invoked again and again.
+_check_name = lru_cache(maxsize=4096)(check_name)
+
+
 def name_of(service: Callback, names: Mapping[type[Service], str], own_queues: frozenset[str] = frozenset()) -> str:
     """See `Registry.name_of`; `names` are those of the classes that are hosted."""
     if isinstance(service, str):
-        return check_name(service, own_queues)
+        return _check_name(service, own_queues)
     cls = service if isinstance(service, type) else type(service)
     if not issubclass(cls, Service):
         raise ServiceDefinitionError(
