@@ -92,13 +92,13 @@ def declare_quorum_queue(url: str, queue: str) -> None:
         connection.channel().queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
 
 
-def wait_for_consumers(url: str, *queues: str) -> None:
+def wait_for_consumers(url: str, *queues: str, count: int = 1) -> None:
     deadline = time.monotonic() + PATIENCE
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         while time.monotonic() < deadline:
             channel = connection.channel()
             try:
-                if all(channel.queue_declare(queue, passive=True).method.consumer_count for queue in queues):
+                if all(channel.queue_declare(queue, passive=True).method.consumer_count >= count for queue in queues):
                     return
                 channel.close()
             except pika.exceptions.ChannelClosedByBroker:
@@ -108,9 +108,9 @@ def wait_for_consumers(url: str, *queues: str) -> None:
 
 
 @contextmanager
-def process(*command: str) -> Iterator[subprocess.Popen[str]]:
+def process(*command: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """A Python process with this repository on its path; it and its children are gone at the end, or when patience is."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | variables | {"PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )

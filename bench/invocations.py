@@ -11,13 +11,25 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.common import ROOT, delete_queues, machine, process, rabbitmq_for_figures, table, told, wait_for_consumers
+from bench.common import (
+    PATIENCE,
+    ROOT,
+    delete_queues,
+    machine,
+    process,
+    rabbitmq_for_figures,
+    table,
+    told,
+    wait_for_consumers,
+)
 from bench.contenders.common import CALLBACK, CALLBACKS, PRICE
 
 CONTENDERS: dict[str, Sequence[str]] = {
@@ -31,9 +43,16 @@ CONTENDERS: dict[str, Sequence[str]] = {
     "Celery": ("celery_app",),
     "raw sockets (ceiling)": ("raw_sockets",),
 }
-# Not of the comparison: a service that invokes another, whose reply goes to the callback. Three hops instead of two.
-CHAINED = {"ackback, chained": ("ackback_daemon", "chained", "lane")}
+# Not of the comparison: a service that invokes another, whose reply goes to the callback (three hops instead of two); two processes.
+TWO_WORKERS = "ackback, two workers"
+OTHERS: dict[str, Sequence[str]] = {
+    "ackback, chained": ("ackback_daemon", "chained", "lane"),
+    TWO_WORKERS: ("ackback_daemon", "async", "lane"),
+}
 BASE = "aio-pika by hand"
+# The quick ones need more messages for a run of the same length.
+QUICK = {"ackback", "ackback, `def` handler", "raw sockets (ceiling)", *OTHERS}
+SLOW_SHARE = 4
 PACKAGES = (
     "aio-pika",
     "aiormq",
@@ -60,6 +79,26 @@ def measure(url: str, contender: Sequence[str], count: int) -> float:
             started = told(client)["started"]
             told(client)
             return float(count / (told(worker)["last"] - started))
+
+
+def measure_two_workers(url: str, contender: Sequence[str], count: int) -> float:
+    """As `measure`, with two worker processes on the same queues."""
+    module, *options = contender
+    delete_queues(url, *QUEUES)
+    with tempfile.NamedTemporaryFile() as seen:
+        seen.write(bytes(count))
+        seen.flush()
+        command = ("-m", f"bench.contenders.{module}", "worker", url, str(count), *options)
+        with process(*command, BENCH_SEEN=seen.name), process(*command, BENCH_SEEN=seen.name):
+            wait_for_consumers(url, PRICE, CALLBACKS, count=2)
+            with process("-m", f"bench.contenders.{module}", "client", url, str(count), *options) as client:
+                started = float(told(client)["started"])
+                deadline = time.monotonic() + PATIENCE
+                while 0 in Path(seen.name).read_bytes():
+                    if time.monotonic() > deadline:
+                        raise RuntimeError("callbacks are missing")
+                    time.sleep(0.005)
+                return count / (time.time() - started)
 
 
 def plot(rows: dict[str, list[float]]) -> str:
@@ -93,7 +132,7 @@ def report(rows: dict[str, list[float]], count: int, rounds: int, broker: str) -
         "# Benchmarks\n\nWritten by `make bench`, which anybody can run again.\n\n"
         f"{what}\n\n{table(rows, BASE, 'a second')}\n\n"
         "![Invocations with callback a second](benchmarks.svg)\n\n"
-        f"{rounds} alternating rounds of {count:,} invocations each; {broker} on the same machine: {machine()}.\n{versions}.\n\n"
+        f"{rounds} alternating rounds of {count:,} invocations, of {count // SLOW_SHARE:,} where they take longer; {broker} on the same machine: {machine()}.\n{versions}.\n\n"
         "The ceiling is what RabbitMQ itself can do of this work: raw sockets and pre-built frames in three processes, "
         "nothing validated.\nMore figures, and where the time goes: [performance.md](performance.md).\n"
     )
@@ -103,20 +142,24 @@ def report(rows: dict[str, list[float]], count: int, rounds: int, broker: str) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000, help="invocations a run")
+    parser.add_argument(
+        "--count", type=int, default=20_000, help="invocations a run; a quarter of it for the slow ones"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--only", nargs="+", choices=[*CONTENDERS, *CHAINED], metavar="NAME", help="only these; writes no report"
+        "--only", nargs="+", choices=[*CONTENDERS, *OTHERS], metavar="NAME", help="only these; writes no report"
     )
     parser.add_argument("--no-report", action="store_true", help="do not write docs/benchmarks.md")
     arguments = parser.parse_args()
-    contenders = {name: {**CONTENDERS, **CHAINED}[name] for name in arguments.only or CONTENDERS}
+    contenders = {name: {**CONTENDERS, **OTHERS}[name] for name in arguments.only or CONTENDERS}
     rows: dict[str, list[float]] = {name: [] for name in contenders}
     with rabbitmq_for_figures() as (url, broker):
         print(f"{broker}, {arguments.count:,} invocations a run, {arguments.rounds} alternating rounds", flush=True)
         for number in range(1, arguments.rounds + 1):
             for name, contender in contenders.items():
-                rows[name].append(measure(url, contender, arguments.count))
+                measured = measure_two_workers if name == TWO_WORKERS else measure
+                count = arguments.count if name in QUICK else arguments.count // SLOW_SHARE
+                rows[name].append(measured(url, contender, count))
                 print(f"round {number}  {name:<24}{rows[name][-1]:>8,.0f} a second", flush=True)
         delete_queues(url, *QUEUES)
     print(f"\n{table(rows, BASE if BASE in rows else next(iter(rows)), 'a second')}")
