@@ -132,7 +132,8 @@ def report(rows: dict[str, list[float]], count: int, rounds: int, broker: str) -
         "# Benchmarks\n\nWritten by `make bench`, which anybody can run again.\n\n"
         f"{what}\n\n{table(rows, BASE, 'a second')}\n\n"
         "![Invocations with callback a second](benchmarks.svg)\n\n"
-        f"{rounds} alternating rounds of {count:,} invocations, of {count // SLOW_SHARE:,} where they take longer; {broker} on the same machine: {machine()}.\n{versions}.\n\n"
+        f"{rounds} alternating rounds of {count:,} invocations, of {count // SLOW_SHARE:,} where they take longer; "
+        f"{broker} on the same machine: {machine()}.\n{versions}.\n\n"
         "The ceiling is what RabbitMQ itself can do of this work: raw sockets and pre-built frames in three processes, "
         "nothing validated.\nMore figures, and where the time goes: [performance.md](performance.md).\n"
     )
