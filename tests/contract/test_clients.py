@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -171,6 +172,25 @@ def test_invoke_many_reports_each_message_that_was_not_accepted(transport: Trans
             assert [one.index for one in caught.value.rejected] == [0, 1, 2]
             assert all(isinstance(one.error, UnroutableError) and one.cid for one in caught.value.rejected)
             assert caught.value.accepted == []
+
+    run(test())
+
+
+def test_invoke_many_that_is_cancelled_leaves_nothing_to_complain_about(
+    transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with AsyncClient(transport=transport) as client:
+            many = asyncio.ensure_future(client.invoke_many(unique("nobody"), range(100)))
+            await asyncio.sleep(0)
+            many.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await many
+            # By the time of another answer, those of the hundred have come, too.
+            with pytest.raises(UnroutableError):
+                await client.invoke_async(unique("nobody"))
+        gc.collect()
+        assert "never retrieved" not in caplog.text
 
     run(test())
 
