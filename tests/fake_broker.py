@@ -14,7 +14,6 @@ from pamqp.exceptions import UnmarshalingException
 from pamqp.header import ContentHeader
 
 ANSWERS: dict[type, Callable[[Any], Any]] = {
-    Connection.StartOk: lambda _: Connection.Tune(2047, 131_072, 0),
     Connection.Open: lambda _: Connection.OpenOk(),
     Connection.Close: lambda _: Connection.CloseOk(),
     Channel.Open: lambda _: Channel.OpenOk(),
@@ -31,9 +30,10 @@ ANSWERS: dict[type, Callable[[Any], Any]] = {
 class Peer:
     """One connection that was made to the fake."""
 
-    def __init__(self, writer: asyncio.StreamWriter, piece: int | None) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, piece: int | None, channel_max: int) -> None:
         self._writer = writer
         self._piece = piece
+        self._channel_max = channel_max
         self.published: list[tuple[int, str, str | None]] = []
         self.acknowledged: list[Basic.Ack | Basic.Nack] = []
         self.consumers: dict[str, tuple[int, str]] = {}
@@ -58,7 +58,9 @@ class Peer:
         self._writer.close()
 
     def on_frame(self, channel: int, frame: Any) -> None:
-        if isinstance(frame, Basic.Publish):
+        if isinstance(frame, Connection.StartOk):
+            self.send(0, Connection.Tune(self._channel_max, 131_072, 0))
+        elif isinstance(frame, Basic.Publish):
             self._publishing = (channel, frame.routing_key)
         elif isinstance(frame, ContentHeader):
             self.published.append((*self._publishing, frame.properties.message_id))
@@ -85,8 +87,9 @@ def delivery(channel: int, consumer: str, tag: int, body: bytes, **properties: A
 class FakeBroker:
     """Listens on 127.0.0.1. `piece`: bytes a write, to cut what it sends."""
 
-    def __init__(self, piece: int | None = None) -> None:
+    def __init__(self, piece: int | None, channel_max: int) -> None:
         self._piece = piece
+        self._channel_max = channel_max
         self.peers: list[Peer] = []
         self.url = ""
 
@@ -103,7 +106,7 @@ class FakeBroker:
         return queue in self.consumer.consumers and not self.consumer.ended
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = Peer(writer, self._piece)
+        peer = Peer(writer, self._piece, self._channel_max)
         self.peers.append(peer)
         with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             assert await reader.readexactly(8) == b"AMQP\x00\x00\x09\x01"
@@ -126,8 +129,8 @@ class FakeBroker:
 
 
 @asynccontextmanager
-async def fake_broker(piece: int | None = None) -> AsyncIterator[FakeBroker]:
-    fake = FakeBroker(piece)
+async def fake_broker(piece: int | None = None, channel_max: int = 2047) -> AsyncIterator[FakeBroker]:
+    fake = FakeBroker(piece, channel_max)
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     fake.url = f"amqp://guest:guest@{host}:{port}/"

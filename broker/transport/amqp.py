@@ -37,6 +37,8 @@ CLOSE_TIMEOUT = 5.0
 # aiormq gives a connection up after three of these and some seconds without a frame; RabbitMQ after two.
 HEARTBEAT = 10
 PERSISTENT = 2
+# A declaration that is refused closes its channel, so each has its own while it lasts.
+DECLARING_AT_ONCE = 50
 
 
 class AmqpTransport:
@@ -98,6 +100,8 @@ class AmqpConnection:
         self._by_message_id: dict[str, asyncio.Future[None]] = {}
         self._writes: set[asyncio.Task[None]] = set()
         self._publisher: aiormq.abc.AbstractChannel
+        self._declaring = asyncio.Semaphore(DECLARING_AT_ONCE)
+        self._consumers = 0
         self.lost: asyncio.Future[str] = self._loop.create_future()
 
     async def open(self) -> None:
@@ -108,12 +112,22 @@ class AmqpConnection:
         channel.close_callbacks.add(self._on_closed)
         await channel.initialize()
         self._publisher = await channel.get_underlay_channel()
-        frame_max = self._publisher.connection.connection_tune.frame_max or frames.DEFAULT_FRAME_MAX
-        self._max_properties = frame_max - frames.HEADER_FRAME_OVERHEAD
+        self._agree_on(self._publisher)
+        self._max_properties = self._frame_max - frames.HEADER_FRAME_OVERHEAD
         self._publishing_channel = channel
 
+    def _agree_on(self, channel: aiormq.abc.AbstractChannel) -> None:
+        """Take over what was agreed on when the connection was made (Connection.Tune)."""
+        tune = channel.connection.connection_tune
+        self._frame_max = tune.frame_max or frames.DEFAULT_FRAME_MAX
+        self._channel_max = tune.channel_max
+
     async def declare(self, queue: Queue) -> None:
-        # A refused declaration closes its channel, so each has its own. An exclusive queue belongs to the connection.
+        # An exclusive queue belongs to the connection that declares it: the one that consumes.
+        async with self._declaring:
+            await self._declare(queue)
+
+    async def _declare(self, queue: Queue) -> None:
         try:
             channel = self._connections[1].channel(publisher_confirms=False)
             await channel.initialize()
@@ -180,6 +194,12 @@ class AmqpConnection:
         on_delivery: Callable[[Delivery], None],
         on_cancelled: Callable[[str], None],
     ) -> AmqpConsumer:
+        self._consumers += 1
+        if self._channel_max and self._consumers > self._channel_max - DECLARING_AT_ONCE:
+            raise ConfigurationError(
+                f"RabbitMQ allows {self._channel_max} channels on a connection, and each queue that is consumed takes one "
+                f"({DECLARING_AT_ONCE} are kept free): host fewer services in one process, or raise channel_max on the broker"
+            )
         try:
             channel = self._connections[1].channel(publisher_confirms=False)
             await channel.initialize()

@@ -87,7 +87,7 @@ class LaneConnection(AmqpConnection):
         await channel.initialize()
         self._publishing_channel = channel
         underlay = await channel.get_underlay_channel()
-        self._frame_max = underlay.connection.connection_tune.frame_max or frames.DEFAULT_FRAME_MAX
+        self._agree_on(underlay)
         self._number = underlay.number
         self._publishing_lane = self._protocol(publishing)
         for connection in (publishing, consuming):

@@ -12,12 +12,13 @@ from pamqp.commands import Basic, Channel, Connection
 from pamqp.header import ContentHeader
 
 from broker import Service
-from broker.errors import ConnectionLostError, NotAcceptedError, UnroutableError
+from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
 from broker.message import Message, Publishing
 from broker.transport import Delivery, Queue
+from broker.transport.amqp import DECLARING_AT_ONCE, AmqpTransport
 from broker.transport.lane import LaneTransport
 from tests.fake_broker import FakeBroker, delivery, fake_broker
-from tests.support import run, running_daemon, unique, until
+from tests.support import named, run, running_daemon, unique, until
 
 PIECES = pytest.mark.parametrize("piece", [1, None], ids=["byte by byte", "whole"])
 NO_ROUTE = {"reply_code": 312, "reply_text": "NO_ROUTE", "exchange": ""}
@@ -201,5 +202,23 @@ def test_mutated_frames_never_hang_a_daemon_nor_make_it_acknowledge_what_it_did_
             fake.consumer.deliver(Echo.name, 1, b"good")
             await until(lambda: handled == [b"good"])
             await until(lambda: fake.consumer.acknowledged)
+
+    run(test())
+
+
+@pytest.mark.parametrize("transport", [LaneTransport, AmqpTransport])
+def test_more_queues_than_the_broker_allows_channels_stop_the_start_up(transport: type[AmqpTransport]) -> None:
+    class Nothing(Service):
+        async def handle(self) -> None:
+            pass
+
+    async def test() -> None:
+        few = [named(unique("few"), Nothing) for _ in range(8)]
+        async with fake_broker(channel_max=DECLARING_AT_ONCE + 10) as fake:
+            async with running_daemon(transport([fake.url]), *few):  # with the callback queue and the undertaker's: ten
+                pass
+            with pytest.raises(ConfigurationError, match="host fewer services in one process"):
+                async with running_daemon(transport([fake.url]), *few, named(unique("many"), Nothing)):
+                    pass
 
     run(test())
