@@ -75,6 +75,9 @@ class Threads:
                 thread.start()
             except RuntimeError:
                 if not self._started:
+                    # Nobody will ever come for what waits: who asked is told, and may ask again.
+                    self._jobs.clear()
+                    self._calling = False
                     raise
                 self._maximum = self._started  # the system allows no more
                 return False

@@ -141,3 +141,20 @@ def test_a_pool_that_is_closed_ends_its_threads() -> None:
         await until(lambda: not any(one.name.startswith("ackback-") for one in threading.enumerate()))
 
     run(test())
+
+
+def test_a_pool_that_cannot_start_a_thread_says_so_and_can_be_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        threads = Threads(2)
+        with monkeypatch.context() as no_more:
+            no_more.setattr(threading.Thread, "start", _refused)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                threads.run(int)
+        assert await threads.run(lambda: "now") == "now"
+        threads.close()
+
+    run(test())
+
+
+def _refused(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
