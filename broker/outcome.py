@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -50,12 +50,7 @@ def reply(
     request: Message, service: str, body: bytes, content_type: str | None, extra_headers: dict[str, Any] | None = None
 ) -> Publishing | None:
     """The successful reply to `request`, whose headers were readable, or None if it wants none."""
-    if not request.reply_to or h.STATUS in request.headers:
-        return None
-    headers = h.echoed(request.headers)
-    if extra_headers:
-        headers = extra_headers | headers
-    return _reply(request, request.reply_to, headers, service, h.OK, body, content_type)
+    return _reply(request, service, h.OK, body, content_type, h.echoed, extra_headers)
 
 
 def failure(request: Message, reason: str, error: Problem, traceback: str = "") -> Outcome:
@@ -63,12 +58,7 @@ def failure(request: Message, reason: str, error: Problem, traceback: str = "") 
 
     `reason` is the dead letter's; the problem's own may be finer (`timeout` is an `error`).
     """
-    answer = None
-    if request.reply_to and h.STATUS not in request.headers:
-        headers = h.echoed_if_readable(request.headers)
-        answer = _reply(
-            request, request.reply_to, headers, error.service, h.ERROR, error.to_json(), PROBLEM_CONTENT_TYPE
-        )
+    answer = _reply(request, error.service, h.ERROR, error.to_json(), PROBLEM_CONTENT_TYPE, h.echoed_if_readable, None)
     return Outcome(reply=answer, dead=dead_letter(request, reason, error, traceback))
 
 
@@ -128,13 +118,18 @@ def _forward(message: Message, cid: str, name: str) -> Message:
 
 def _reply(
     request: Message,
-    reply_to: str,
-    headers: dict[str, Any],
     service: str,
     status: str,
     body: bytes,
     content_type: str | None,
-) -> Publishing:
+    echo: Callable[[Mapping[str, Any]], dict[str, Any]],
+    extra_headers: dict[str, Any] | None,
+) -> Publishing | None:
+    if not request.reply_to or h.STATUS in request.headers:
+        return None
+    headers = echo(request.headers)
+    if extra_headers:
+        headers = extra_headers | headers
     headers[h.SERVICE] = service
     headers[h.STATUS] = status
     message = Message(
@@ -144,7 +139,7 @@ def _reply(
         correlation_id=request.correlation_id,
         message_id=reply_id(request.correlation_id or ""),
     )
-    return Publishing(reply_to, message)
+    return Publishing(request.reply_to, message)
 
 
 def _cut(traceback: str) -> str:

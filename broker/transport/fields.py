@@ -14,6 +14,7 @@ from typing import Any
 
 # Most messages of a queue have the same few headers; larger tables are seldom the same twice.
 MAX_REMEMBERED_TABLE = 512
+MAX_REMEMBERED_TEXT = 200
 
 _LENGTHS = [bytes([length]) for length in range(256)]
 _LONG = struct.Struct(">I")
@@ -39,7 +40,9 @@ def encode_table(table: dict[str, Any]) -> bytes:
     """A field table, with its length before it."""
     encoded = b"".join(
         [
-            _text_field(key, value) if type(value) is str else cached_shortstr(key) + _encode_value(value)
+            _text_field(key, value)
+            if type(value) is str and len(value) <= MAX_REMEMBERED_TEXT
+            else cached_shortstr(key) + _encode_value(value)
             for key, value in table.items()
         ]
     )

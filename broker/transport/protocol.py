@@ -43,7 +43,7 @@ class Lane(Protocol):
 class _Content:
     """A message whose frames are still coming."""
 
-    __slots__ = ("body", "header", "method", "missing", "parts", "payload")
+    __slots__ = ("header", "method", "missing", "parts", "payload")
 
     def __init__(self, method: int, payload: bytes) -> None:
         self.method = method
@@ -223,9 +223,10 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
     def _schedule(self) -> None:
         if not self._flushing:
             self._flushing = True
-            self._event_loop.call_soon(self._flush)
+            self._event_loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what there is to write now."""
         collecting, self._before_flush = self._before_flush, []
         for collect in collecting:
             collect()
@@ -236,10 +237,6 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         if self._out and not self._socket_full and self._transport is not None:
             out, self._out, self._out_size = self._out, [], 0
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
-
-    def flush(self) -> None:
-        """Write what there is to write now."""
-        self._flush()
 
     def pause_writing(self) -> None:
         # The socket is full: RabbitMQ is slow, or holds us back in an alarm. What is sent from now on waits here.
