@@ -36,7 +36,7 @@ class Calls:
             NotAcceptedError: the request was not accepted (UnroutableError: nobody hosts the service).
             ConnectionLostError: the connection ended while waiting; the request may or may not have been handled.
         """
-        target, message = publishing
+        target, message, _ = publishing
         cid = message.correlation_id
         assert cid is not None
         scope = asyncio.timeout(timeout)

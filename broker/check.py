@@ -10,7 +10,7 @@ from broker import registry
 from broker.errors import AckbackError
 from broker.message import Message, Publishing
 from broker.settings import Settings
-from broker.topology import durable_queues, reply_queue
+from broker.topology import delay_chain, durable_queues, reply_queue, with_what_leads_there
 from broker.transport import Connection, Delivery, create
 
 PROBE_TIMEOUT = 10.0
@@ -42,10 +42,15 @@ async def checks(config: Path | None, paths: Sequence[str] | None) -> AsyncItera
     try:
         for queue in durable_queues((one.name for one in services or ()), settings.callbacks.queue):
             try:
-                await connection.declare(queue)
+                await connection.declare(*with_what_leads_there(queue))
                 yield f"queue {queue.name}", None
             except AckbackError as error:
                 yield f"queue {queue.name}", str(error)
+        try:
+            await connection.declare(*delay_chain())
+            yield "delays (retries, delay=)", None
+        except AckbackError as error:
+            yield "delays (retries, delay=)", str(error)
         yield await _probe(connection)
     finally:
         await connection.close()

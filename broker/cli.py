@@ -125,6 +125,12 @@ def send(
         list[str] | None,
         typer.Option("--callback", metavar="NAME", help="The service that gets the reply; may be repeated."),
     ] = None,
+    delay: Annotated[
+        float | None, typer.Option("--delay", min=0, metavar="S", help="Seconds before it reaches the service.")
+    ] = None,
+    expiration: Annotated[
+        float | None, typer.Option("--expiration", min=0, metavar="S", help="Seconds after which it expires.")
+    ] = None,
     count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Send it N times.")] = 1,
     config: Config = None,
     debug: Debug = False,
@@ -133,12 +139,13 @@ def send(
     from broker.client import Client
 
     value = _payload(payload)
+    options: dict[str, Any] = {"callback": callback or None, "delay": delay, "expiration": expiration}
     with Client(settings=_settings(config)) as client:
         if count == 1:
-            typer.echo(client.invoke_async(name, value, callback=callback or None))
+            typer.echo(client.invoke_async(name, value, **options))
             return
-        with _progress(count) as advance:
-            cids = client.invoke_many(name, _repeated(value, count, advance), callback=callback or None)
+        with _progress("sending", count) as advance:
+            cids = client.invoke_many(name, _repeated(value, count, advance), **options)
     if sys.stdout.isatty():
         typer.echo(f"{len(cids)} requests accepted by {name}, CIDs {cids[0]} to {cids[-1]}")
     else:
@@ -251,16 +258,16 @@ def _repeated(value: Any, count: int, advance: Callable[[], object]) -> Iterator
         advance()
 
 
-def _progress(count: int) -> Any:
+def _progress(what: str, count: int) -> Any:
     """A progress bar on a terminal; elsewhere nothing."""
     import contextlib
 
     if not sys.stderr.isatty():
         return contextlib.nullcontext(lambda: None)
-    return _bar(count)
+    return _bar(what, count)
 
 
-def _bar(count: int) -> Any:
+def _bar(what: str, count: int) -> Any:
     import contextlib
 
     from rich.console import Console
@@ -268,9 +275,9 @@ def _bar(count: int) -> Any:
 
     @contextlib.contextmanager
     def bar() -> Iterator[Callable[[], None]]:
-        columns = (TextColumn("sending"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("sending", total=count)
+            task = progress.add_task(what, total=count)
             yield lambda: progress.advance(task)
 
     return bar()

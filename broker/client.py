@@ -10,9 +10,10 @@ from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from broker.calls import Calls
+from broker.chain import DelayChain
 from broker.cid import new_cid
 from broker.errors import AckbackError, BrokerUnavailableError, NotAcceptedError, Rejected
-from broker.invoker import Template, check_cid, check_size, retrieved
+from broker.invoker import Template, check_cid, retrieved
 from broker.message import Publishing
 from broker.registry import name_of
 from broker.service import Callback, Callbacks, Service
@@ -56,6 +57,7 @@ class AsyncClient:
         self._connection: Connection | None = None
         self._connecting: asyncio.Lock = asyncio.Lock()
         self._calls = Calls()
+        self._chain = DelayChain()
 
     async def __aenter__(self) -> Self:
         await self._connected()
@@ -76,6 +78,7 @@ class AsyncClient:
         payload: Any = "",
         *,
         callback: Callbacks | None = None,
+        delay: float | None = None,
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
@@ -93,11 +96,11 @@ class AsyncClient:
             TypeError: the payload cannot be serialised.
         """
         target, template = self._template(
-            name, callback=callback, expiration=expiration, priority=priority, headers=headers
+            name, callback=callback, delay=delay, expiration=expiration, priority=priority, headers=headers
         )
         publishing = self._request(target, template, payload, cid)
-        connection = await self._connected()
-        await connection.publish(publishing)
+        await self._connected()
+        await self._confirm(publishing)
         return cast(str, publishing.message.correlation_id)
 
     async def invoke_many(
@@ -106,6 +109,7 @@ class AsyncClient:
         payloads: Iterable[Any] | AsyncIterable[Any],
         *,
         callback: Callbacks | None = None,
+        delay: float | None = None,
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
@@ -121,7 +125,7 @@ class AsyncClient:
             TypeError: a payload cannot be serialised; those before it are sent.
         """
         target, template = self._template(
-            name, callback=callback, expiration=expiration, priority=priority, headers=headers
+            name, callback=callback, delay=delay, expiration=expiration, priority=priority, headers=headers
         )
         bulk = _Bulk()
         try:
@@ -162,8 +166,14 @@ class AsyncClient:
 
     def _publish(self, bulk: _Bulk, target: str, template: Template, payload: Any) -> None:
         publishing = self._request(target, template, payload)
+        bulk.add(publishing, self._confirm(publishing))
+
+    def _confirm(self, publishing: Publishing) -> asyncio.Future[None]:
+        """Publish on the connection that there is."""
         assert self._connection is not None
-        bulk.add(publishing, self._connection.publish(publishing))
+        if publishing.exchange:
+            return asyncio.ensure_future(self._chain.publish(self._connection, publishing))
+        return self._connection.publish(publishing)
 
     def _template(
         self, name: Callback, *, callback: Callbacks | None = None, **properties: Any
@@ -177,9 +187,8 @@ class AsyncClient:
         return name_of(name, {}, own_queues), template
 
     def _request(self, target: str, template: Template, payload: Any, cid: str | None = None) -> Publishing:
-        message = template.request(payload, new_cid() if cid is None else check_cid(cid))
-        check_size(message, target, self._settings.worker.max_body)
-        return Publishing(target, message)
+        cid = new_cid() if cid is None else check_cid(cid)
+        return template.request(target, payload, cid, self._settings.worker.max_body)
 
     @property
     def _is_connected(self) -> bool:
@@ -298,6 +307,7 @@ class Client:
         payload: Any = "",
         *,
         callback: Callbacks | None = None,
+        delay: float | None = None,
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
@@ -306,7 +316,14 @@ class Client:
         """See `AsyncClient.invoke_async`."""
         return self._run(
             self._client.invoke_async(
-                name, payload, callback=callback, expiration=expiration, priority=priority, headers=headers, cid=cid
+                name,
+                payload,
+                callback=callback,
+                delay=delay,
+                expiration=expiration,
+                priority=priority,
+                headers=headers,
+                cid=cid,
             )
         )
 
@@ -316,6 +333,7 @@ class Client:
         payloads: Iterable[Any],
         *,
         callback: Callbacks | None = None,
+        delay: float | None = None,
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
@@ -323,7 +341,13 @@ class Client:
         """See `AsyncClient.invoke_many`. The payloads are taken on the client's thread."""
         return self._run(
             self._client.invoke_many(
-                name, payloads, callback=callback, expiration=expiration, priority=priority, headers=headers
+                name,
+                payloads,
+                callback=callback,
+                delay=delay,
+                expiration=expiration,
+                priority=priority,
+                headers=headers,
             )
         )
 

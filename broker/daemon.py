@@ -14,7 +14,7 @@ from broker.log import logger
 from broker.receiver import Receiver
 from broker.registry import Registry
 from broker.settings import Settings
-from broker.topology import durable_queues, own_queue
+from broker.topology import durable_queues, own_queue, with_what_leads_there
 from broker.transport import Connection, Consumer, Transport
 
 SHOWN_SERVICES = 20
@@ -93,7 +93,7 @@ class Daemon:
 
     async def _start(self, connection: Connection) -> None:
         queues = durable_queues((d.name for d in self._registry), self._settings.callbacks.queue)
-        await _all(connection.declare(queue) for queue in queues)
+        await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
         self._receiver.invoker.connection = connection
         await _all(self._consume(connection, queue) for queue in self._receiver.consumers())
         self.ready.set()
@@ -128,7 +128,7 @@ class Daemon:
         logger.warning("%s; declaring and consuming it again", reason)
         for pause in backoff():
             try:
-                await connection.declare(own_queue(queue))
+                await connection.declare(*with_what_leads_there(own_queue(queue)))
                 await self._consume(connection, queue)
             except BrokerUnavailableError:
                 return  # the whole connection is being made again, and this consumer with it

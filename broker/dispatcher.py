@@ -18,7 +18,7 @@ from broker.errors import ConnectionLostError, InvalidInputError
 from broker.headers import Headers
 from broker.log import handling
 from broker.message import Message, Problem, Reply
-from broker.outcome import NOTHING, Outcome, failure, problem, reply
+from broker.outcome import NOTHING, Outcome, failure, problem, reply, retried
 from broker.registry import ServiceDefinition
 from broker.retry import Reject
 from broker.service import Request, Service
@@ -40,7 +40,7 @@ Begin = Callable[[ServiceDefinition, Message, str, Request], Begun]
 RunInThread = Callable[..., "asyncio.Future[Any]"]
 
 
-class TimeoutExceeded(Exception):
+class TimeoutExceeded(TimeoutError):
     """The handler took longer than the service's `timeout`."""
 
 
@@ -104,11 +104,18 @@ class Dispatcher:
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
-            return _failed(definition, message, RuntimeError("the handler raised CancelledError"))
+            return _failed(
+                definition, message, reply_headers is not None, RuntimeError("the handler raised CancelledError")
+            )
         except SystemExit as error:
-            return _failed(definition, message, RuntimeError(f"the handler called sys.exit({error.code!r})"))
+            return _failed(
+                definition,
+                message,
+                reply_headers is not None,
+                RuntimeError(f"the handler called sys.exit({error.code!r})"),
+            )
         except Exception as error:
-            return _failed(definition, message, error)
+            return _failed(definition, message, reply_headers is not None, error)
         finally:
             if invocation is not None:
                 invocation.end()
@@ -175,11 +182,32 @@ def _answer(definition: ServiceDefinition, message: Message, response: Any) -> O
     return NOTHING if answer is None else Outcome(answer)
 
 
-def _failed(definition: ServiceDefinition, message: Message, error: Exception) -> Outcome:
-    """Say in the log, the reply and the dead letter why a message ends here."""
+def _failed(definition: ServiceDefinition, message: Message, is_reply: bool, error: Exception) -> Outcome:
+    """Another attempt at the message if there is one left, else its end."""
     name = definition.name
     attempt = message.headers.get(h.ATTEMPT, 1)
-    attempts = attempt if isinstance(attempt, int) else 1
+    attempt = attempt if isinstance(attempt, int) else 1
+    wait = _wait(definition, attempt, error)
+    if wait is None:
+        return _final(name, message, attempt, error)
+    log = logging.getLogger(name)
+    what = f"{type(error).__name__}: {error}"
+    if message.expiration is not None and wait * 1000 >= message.expiration:
+        log.warning("failed, and expires before attempt %d: %s", attempt + 1, what)
+        detail = f"it expires before it can be tried again; attempt {attempt} failed: {what}"
+        return failure(message, "expired", problem("expired", "Expired", detail, name, attempt))
+    log.warning("attempt %d failed: %s; the next one in %d s", attempt, what, wait)
+    return retried(message, name, attempt + 1, wait, is_reply=is_reply)
+
+
+def _wait(definition: ServiceDefinition, attempt: int, error: Exception) -> int | None:
+    if definition.retry is None or isinstance(error, (InvalidInputError, TooLarge, Reject)):
+        return None
+    return definition.retry.wait(attempt, error)
+
+
+def _final(name: str, message: Message, attempts: int, error: Exception) -> Outcome:
+    """Say in the log, the reply and the dead letter why a message ends here."""
     log = logging.getLogger(name)
     if isinstance(error, InvalidInputError):
         log.warning("invalid input: %s", error)

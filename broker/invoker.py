@@ -12,19 +12,21 @@ from typing import Any, cast
 from broker import codec
 from broker import headers as h
 from broker.calls import Calls
+from broker.chain import DelayChain
 from broker.cid import derived_cid, seed_of
+from broker.delay import delayed, whole_seconds
 from broker.errors import ConnectionLostError, NotAcceptedError, UnroutableError
 from broker.message import Message, Publishing
 from broker.registry import Registry, ServiceDefinition
 from broker.service import Callback, Callbacks, Request, Response, Service, ServiceLogger
-from broker.topology import own_queue
+from broker.topology import own_queue, with_what_leads_there
 from broker.transport import Connection
 
 
 class Template:
     """What many requests have in common, checked once.
 
-    `expiration` is in seconds; `own_headers` are the protocol's, `headers` the user's.
+    `delay` and `expiration` are in seconds; `own_headers` are the protocol's, `headers` the user's.
 
     Raises:
         TypeError: a header has a value that AMQP has no type for.
@@ -36,6 +38,7 @@ class Template:
         *,
         callbacks: tuple[str, ...] = (),
         reply_to: str | None = None,
+        delay: float | None = None,
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
@@ -56,17 +59,24 @@ class Template:
         if callbacks:
             self._headers[h.CALLBACK] = callbacks[0] if len(callbacks) == 1 else list(callbacks)
         self._reply_to = reply_to
+        self._delay = 0 if delay is None else whole_seconds(delay)
         self._expiration = None if expiration is None else round(expiration * 1000)
         self._priority = priority
 
-    def request(self, payload: Any, cid: str) -> Message:
+    def request(self, target: str, payload: Any, cid: str, max_body: int) -> Publishing:
         """A request with this payload.
 
         Raises:
             codec.UnserialisableError: the payload cannot be serialised.
+            NotAcceptedError: it is larger than `max_body` bytes.
         """
         body, content_type = codec.encode(payload)
-        return Message(
+        if len(body) > max_body:
+            # The receiver would refuse it, or the broker, by closing the connection.
+            raise NotAcceptedError(
+                f"the payload for {target!r} has {len(body)} bytes; at most {max_body} are allowed ([worker] max_body)"
+            )
+        message = Message(
             body,
             self._headers,
             content_type,
@@ -75,8 +85,10 @@ class Template:
             reply_to=self._reply_to,
             expiration=self._expiration,
             priority=self._priority,
-            timestamp=int(time.time()),
+            timestamp=int(time.time()) + self._delay,
         )
+        publishing = Publishing(target, message)
+        return delayed(publishing, self._delay) if self._delay else publishing
 
 
 def check_cid(cid: str) -> str:
@@ -104,16 +116,19 @@ class Invoker:
         self.callback_queue = callback_queue
         self.max_body = max_body
         self.calls = Calls()
+        self.chain = DelayChain()
         self.loop = asyncio.get_running_loop()
         self.loop_thread = threading.get_ident()
         self.connection: Connection | None = None
 
     def publish(self, publishing: Publishing) -> asyncio.Future[None]:
-        """Publish on the connection of the moment; see `Connection.publish`."""
+        """Publish on the connection of the moment; see `Connection.publish` and `DelayChain.publish`."""
         if self.connection is None:
             refused: asyncio.Future[None] = self.loop.create_future()
             refused.set_exception(ConnectionLostError("there is no connection to RabbitMQ"))
             return refused
+        if publishing.exchange:
+            return self.loop.create_task(self.chain.publish(self.connection, publishing))
         return self.connection.publish(publishing)
 
     def hosts(self, queue: str) -> bool:
@@ -124,7 +139,7 @@ class Invoker:
         """Declare a queue of our own again, as somebody has deleted it."""
         if self.connection is None:
             raise ConnectionLostError("there is no connection to RabbitMQ")
-        await self.connection.declare(own_queue(queue))
+        await self.connection.declare(*with_what_leads_there(own_queue(queue)))
 
     def names(self, callback: Callbacks) -> tuple[str, ...]:
         """The names that the `callback` argument stands for."""
@@ -189,6 +204,7 @@ class Invocation:
         payload: Any,
         *,
         callback: Callbacks | None,
+        delay: float | None,
         expiration: float | None,
         priority: int | None,
         headers: Mapping[str, Any] | None,
@@ -199,17 +215,17 @@ class Invocation:
         explicit = self._invoker.names(callback) if callback is not None else self._definition.callbacks
         wanted = explicit or self._invoker.registry.default_callbacks(self._definition)
         cid = check_cid(cid) if cid is not None else self._next_cid()
-        message = self._compose(
+        publishing = self._compose(
             target,
             payload,
             cid=cid,
             callbacks=explicit,
             reply_to=self._invoker.callback_queue if wanted else None,
+            delay=delay,
             expiration=expiration,
             priority=priority,
             headers=headers,
         )
-        publishing = Publishing(target, message)
         if self._ended:
             raise RuntimeError(
                 f"the handling of {self.cid} has ended (it took longer than its timeout): nothing was sent"
@@ -236,11 +252,11 @@ class Invocation:
     async def call(self, name: str | type[Service], payload: Any, *, timeout: float) -> Any:
         """See `Service.call`."""
         target = self._invoker.registry.name_of(name)
-        message = self._compose(target, payload, cid=self._next_cid())
+        publishing = self._compose(target, payload, cid=self._next_cid())
         connection = self._invoker.connection
         if connection is None:
             raise ConnectionLostError("there is no connection to RabbitMQ")
-        return await self._invoker.calls.call(connection, Publishing(target, message), timeout)
+        return await self._invoker.calls.call(connection, publishing, timeout)
 
     async def confirmed(self) -> None:
         """Send what the outbox holds, and wait until the broker has confirmed everything that the handler sent.
@@ -276,16 +292,15 @@ class Invocation:
         for _, confirm in self._confirms:
             confirm.add_done_callback(retrieved)
 
-    def _compose(self, target: str, payload: Any, cid: str, **properties: Any) -> Message:
+    def _compose(self, target: str, payload: Any, cid: str, **properties: Any) -> Publishing:
         request = self._message
         tracing = {key: request.headers[key] for key in h.TRACING if key in request.headers}
         own_headers = {h.SOURCE: self._definition.name, h.PARENT: self.cid, **tracing}
         try:
-            message = Template(own_headers=own_headers, **properties).request(payload, cid)
+            template = Template(own_headers=own_headers, **properties)
+            return template.request(target, payload, cid, self._invoker.max_body)
         except codec.UnserialisableError as error:
             raise TypeError(f"the payload for {target!r} cannot be serialised: {error}") from None
-        check_size(message, target, self._invoker.max_body)
-        return message
 
     def _next_cid(self) -> str:
         with _SCHEDULING:
@@ -301,18 +316,6 @@ class Invocation:
         self._publish(publishing)
         with _SCHEDULING:
             self._scheduled -= 1
-
-
-def check_size(message: Message, target: str, max_body: int) -> None:
-    """Refuse a body that the receiver, or the broker by closing the connection, would refuse.
-
-    Raises:
-        NotAcceptedError: it is larger than `max_body` bytes.
-    """
-    if len(message.body) > max_body:
-        raise NotAcceptedError(
-            f"the payload for {target!r} has {len(message.body)} bytes; at most {max_body} are allowed ([worker] max_body)"
-        )
 
 
 def retrieved(confirm: asyncio.Future[None]) -> None:

@@ -34,10 +34,11 @@ class Message:
 
 
 class Publishing(NamedTuple):
-    """A message and the queue it goes to, by way of the default exchange."""
+    """A message and where it goes: by way of the default exchange, to the queue that the routing key names."""
 
     routing_key: str
     message: Message
+    exchange: str = ""
 
 
 @dataclass(frozen=True, slots=True)

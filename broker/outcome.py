@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from broker import headers as h
 from broker.cid import reply_id
+from broker.delay import delayed
 from broker.message import PROBLEM_CONTENT_TYPE, PROBLEM_TYPE, Message, Problem, Publishing
 from broker.naming import DEAD_LETTERS
 
@@ -34,6 +35,8 @@ class Outcome(NamedTuple):
     reply: Publishing | None = None
     dead: Publishing | None = None
     forwards: tuple[Publishing, ...] = ()
+    again: Publishing | None = None
+    """The message itself, to be handled once more, now or later."""
 
 
 NOTHING = Outcome()
@@ -105,14 +108,32 @@ def forwards(message: Message, cid: str, names: Sequence[str]) -> Outcome:
     return Outcome(forwards=tuple(Publishing(name, _forward(message, cid, name)) for name in names))
 
 
-def _forward(message: Message, cid: str, name: str) -> Message:
+def retried(message: Message, service: str, attempt: int, seconds: int, *, is_reply: bool) -> Outcome:
+    """Another attempt at a message, after so many seconds."""
+    again = republished(message, is_reply=is_reply)
+    again.headers[h.ATTEMPT] = attempt
+    if again.expiration is not None:
+        again.expiration -= seconds * 1000
+        if again.timestamp is not None:
+            again.timestamp += seconds  # both together still say when it expires
+    return Outcome(again=delayed(Publishing(service, again), seconds))
+
+
+def republished(message: Message, *, is_reply: bool) -> Message:
+    """A copy that may be published to a queue of our own; a reply is marked as one, as anything else on a service's queue is a request."""
     copied = copy(message)
     copied.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *_BROKERS_NOTES)}
-    copied.headers.setdefault(h.STATUS, h.OK)
+    if is_reply:
+        copied.headers.setdefault(h.STATUS, h.OK)
+    copied.user_id = None
+    return copied
+
+
+def _forward(message: Message, cid: str, name: str) -> Message:
+    copied = republished(message, is_reply=True)
     copied.correlation_id = cid
     copied.message_id = reply_id(cid, name)
     copied.reply_to = None
-    copied.user_id = None
     return copied
 
 

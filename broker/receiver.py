@@ -8,26 +8,34 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from broker import callbacks, undertaker
+from broker import callbacks, delay, undertaker
 from broker import headers as h
 from broker.backoff import backoff
 from broker.cid import new_cid
 from broker.dispatcher import Dispatcher
-from broker.errors import ConnectionLostError, InvalidInputError, NotAcceptedError, UnencodableError, UnroutableError
+from broker.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    InvalidInputError,
+    NotAcceptedError,
+    UnencodableError,
+    UnroutableError,
+)
 from broker.headers import Headers
 from broker.invoker import Invocation, Invoker
 from broker.log import logger
 from broker.message import Publishing
-from broker.outcome import NOTHING, Outcome, problem, stripped
+from broker.outcome import NOTHING, Outcome, failure, problem, stripped
 from broker.outcome import dead_letter as dead_letter_of
 from broker.registry import Registry, ServiceDefinition
 from broker.threads import Threads
-from broker.topology import UNDERTAKER
+from broker.topology import DUE, UNDERTAKER
 from broker.transport import Delivery
 
 # Replies are handled in place or passed on, neither for long: enough of them to keep a busy daemon's callbacks fed.
 CALLBACK_PREFETCH = 200
 UNDERTAKER_PREFETCH = 50
+DUE_PREFETCH = 200
 
 
 class _Host:
@@ -60,6 +68,7 @@ class Receiver:
         """Each queue to consume, with its prefetch and what takes its deliveries."""
         consumers: dict[str, tuple[int, Callable[[Delivery], None]]] = {
             UNDERTAKER: (UNDERTAKER_PREFETCH, self._unless_refusing(self._take_dead)),
+            DUE: (DUE_PREFETCH, self._unless_refusing(self._take_due)),
             self._callback_queue: (CALLBACK_PREFETCH, self._unless_refusing(self._take_reply)),
         }
         for name, host in self._hosts.items():
@@ -142,6 +151,18 @@ class Receiver:
     def _take_dead(self, delivery: Delivery) -> None:
         self._start(self._pass_on(undertaker.bury(delivery.message), delivery), delivery)
 
+    def _take_due(self, delivery: Delivery) -> None:
+        """Put a message whose wait is over on its queue."""
+        message = delivery.message
+        try:
+            outcome = Outcome(again=delay.due(message))
+        except InvalidInputError as error:
+            outcome = failure(message, "invalid", problem("invalid", "Invalid headers", str(error), ""))
+        else:
+            if outcome.again and outcome.again.exchange:
+                self.invoker.chain.forget()  # it left the chain before its time: something is missing there
+        self._start(self._pass_on(outcome, delivery), delivery)
+
     def _start(self, handling: Coroutine[Any, Any, None], delivery: Delivery) -> None:
         self._running[delivery] = self._loop.create_task(handling)
 
@@ -200,7 +221,7 @@ class Receiver:
         """
         if not delivery.live:
             raise ConnectionLostError("the delivery was lost with its connection")
-        reply, dead, forwards = outcome
+        reply, dead, forwards, again = outcome
         if reply is not None and dead is None:
             await self._send_reply(reply)
             return
@@ -209,7 +230,25 @@ class Receiver:
             publishing.append(self._file(dead))
         if reply is not None:
             publishing.append(self._send_reply(reply))
+        if again is not None:
+            publishing.append(self._publish_again(again, delivery))
         await asyncio.gather(*publishing)
+
+    async def _publish_again(self, publishing: Publishing, delivery: Delivery) -> None:
+        """Send a message to be handled once more; one that cannot be sent ends as a dead letter."""
+        try:
+            if publishing.exchange == "" and publishing.routing_key in self._registry:
+                await self._publish_own(publishing)
+            else:
+                await self._publish_accepted(publishing)
+        except (UnroutableError, UnencodableError) as error:
+            reason = "unroutable" if isinstance(error, UnroutableError) else "error"
+            logger.warning("%s; it becomes a dead letter", error, extra={"cid": publishing.message.correlation_id})
+            name = delay.target(publishing)
+            attempt = publishing.message.headers.get(h.ATTEMPT, 1)
+            told = problem(reason, type(error).__name__, f"it cannot be handled again: {error}", name, attempt)
+            original = delivery.message if publishing.exchange else publishing.message
+            await self._settle(failure(original, reason, told), delivery)
 
     async def _send_reply(self, publishing: Publishing) -> None:
         """A reply to a queue of ours is never dropped; one to a client that is gone is, unless it asks for a callback."""
@@ -218,7 +257,7 @@ class Receiver:
             return
         except NotAcceptedError:
             pass  # the rare case: find out what to do about it
-        queue, message = publishing
+        queue, message, _ = publishing
         if self.invoker.hosts(queue):
             await self._publish_own(publishing)
             return
@@ -278,7 +317,7 @@ class Receiver:
                 await self.invoker.publish(publishing)
             except (UnroutableError, UnencodableError):
                 raise
-            except NotAcceptedError as error:
+            except (NotAcceptedError, ConfigurationError) as error:
                 if queue not in self._refused_once:
                     self._refused_once.add(queue)
                     logger.warning("%s; trying again until it is accepted", error)

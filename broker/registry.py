@@ -318,14 +318,10 @@ def _options(cls: type[Service], name: str, settings: Settings) -> dict[str, Any
         raise ServiceDefinitionError(f"{_where(cls)}: {error}") from None
     if not isinstance(of_class.get("retry"), (Retry, type(None))):
         raise ServiceDefinitionError(f"{_where(cls)}: `retry` must be a Retry or None")
-    of_service = settings.service.get(name)
-    return {
-        **DEFAULTS,
-        **settings.defaults.given(),
-        **of_class,
-        **checked.given(),
-        **(of_service.given() if of_service else {}),
-    }
+    options = {**settings.defaults.over(DEFAULTS), **of_class}
+    for configured in (checked, settings.service.get(name)):
+        options = configured.over(options) if configured else options
+    return options
 
 
 def _callback_names(

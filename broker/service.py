@@ -158,6 +158,7 @@ class Service:
         payload: Any = "",
         *,
         callback: Callbacks | None = None,
+        delay: float | None = None,
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
@@ -174,7 +175,8 @@ class Service:
             payload: `str` and `bytes` go as they are, anything else as JSON.
             callback: who gets the reply: a name, a class, `self`, or a list of those. Without it: the class's
                 `callback`, else the service `<this one's name>-async-callback` if this process hosts it, else nobody.
-            expiration: seconds after which the request, if not handled yet, is dropped as expired.
+            delay: seconds, rounded up, before the request reaches its service; at most a year. The wait is in the broker.
+            expiration: seconds after which the request, if not handled yet, expires; with a delay they begin when it is over.
             priority: 0 to 9, as AMQP has it. Quorum queues treat 5 and above as high.
             headers: further AMQP headers for the request.
             cid: a CID of your own instead of a derived one.
@@ -187,6 +189,7 @@ class Service:
             name,
             payload,
             callback=callback,
+            delay=delay,
             expiration=expiration,
             priority=priority,
             headers=headers,

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -112,35 +113,40 @@ class LogSection(Section):
 
 
 class RetrySection(Section):
-    """A `Retry` as a TOML table."""
+    """The numbers of a `Retry` as a TOML table. Those left out are the class's, or else the defaults'."""
 
     attempts: int = 5
-    first: float = 1.0
-    factor: float = 2.0
+    first: float = 3.0
+    factor: float = 3.0
     maximum: float = 300.0
     jitter: float = 0.1
 
     def model_post_init(self, context: Any) -> None:
-        self.policy()
+        self.over(None)
 
-    def policy(self) -> Retry:
-        return Retry(**self.model_dump())
+    def over(self, policy: Retry | None) -> Retry:
+        """The policy with what is given here in its numbers' places."""
+        return replace(policy or Retry(), **{key: getattr(self, key) for key in self.model_fields_set})
+
+
+def _one_attempt_if_false(retry: Any) -> Any:
+    return {"attempts": 1} if retry is False else retry
 
 
 class ServiceOptions(Section):
-    """The attributes of a service that the configuration may set. Zero as a timeout means none."""
+    """The attributes of a service that the configuration may set. Zero as a timeout means none, `retry = false` one attempt."""
 
     concurrency: PositiveInt | None = None
     timeout: Annotated[float, Field(ge=0)] | None = None
-    retry: RetrySection | None = None
+    retry: Annotated[RetrySection | None, BeforeValidator(_one_attempt_if_false)] = None
     outbox: bool | None = None
     callback: str | list[str] | None = None
 
-    def given(self) -> dict[str, Any]:
-        """What is set, as the values that a class would have."""
-        options: dict[str, Any] = {key: getattr(self, key) for key in self.model_fields_set}
-        if isinstance(options.get("retry"), RetrySection):
-            options["retry"] = options["retry"].policy()
+    def over(self, lower: Mapping[str, Any]) -> dict[str, Any]:
+        """`lower`, with what is set here in its place, as the values that a class would have."""
+        options = {**lower, **{key: getattr(self, key) for key in self.model_fields_set}}
+        if self.retry is not None:
+            options["retry"] = self.retry.over(lower["retry"])
         if options.get("timeout") == 0:
             options["timeout"] = None
         return options

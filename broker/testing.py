@@ -5,7 +5,8 @@
         assert quote["total"] == "219.00"
 
 `services` runs the services of the project's configuration on the embedded broker; with `pytest --ackback-url URL` the same
-tests run against RabbitMQ. Such tests need no other plugin for `async def`. `ackback_rabbitmq` starts a RabbitMQ in a container.
+tests run against RabbitMQ. On the embedded broker a retry's wait and a `delay=` pass at once. Such tests need no other plugin for
+`async def`. `ackback_rabbitmq` starts a RabbitMQ in a container.
 """
 
 from __future__ import annotations
@@ -252,11 +253,14 @@ def running_services(
     from broker import registry
     from broker.settings import Settings
     from broker.transport import create
+    from broker.transport.memory import MemoryBroker
 
     settings = Settings.load(config).with_changes("broker", url=[url])
     found = registry.load(settings, paths)
     with asyncio.Runner() as runner:
-        running = Services(runner, settings, found, create(settings.urls, settings.broker.transport))
+        memory = settings.urls[0].startswith("memory:")
+        transport = MemoryBroker(hurried=True) if memory else create(settings.urls, settings.broker.transport)
+        running = Services(runner, settings, found, transport)
         runner.run(running.start())
         try:
             yield running

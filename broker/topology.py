@@ -1,4 +1,4 @@
-"""Every queue that ackback declares: its name and its arguments.
+"""Every queue and exchange that ackback declares: its name and its arguments.
 
 All durable queues are quorum queues, so what they confirmed is on a majority of disks. Messages that the broker itself
 gives up on (expired, delivered too often) go to the undertaker's queue, whose consumer files them as dead letters.
@@ -9,14 +9,16 @@ undertaker's queue has confirmed it (https://www.rabbitmq.com/docs/quorum-queues
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from broker.delay import LEVELS, level_name
 from broker.naming import DEAD_LETTERS, RESERVED_PREFIX
-from broker.transport import Queue
+from broker.transport import Binding, Exchange, Queue
 
 UNDERTAKER = RESERVED_PREFIX + "undertaker"
+DUE = RESERVED_PREFIX + "due"
 DELIVERY_LIMIT = 20
 
 
@@ -47,7 +49,40 @@ def own_queue(name: str) -> Queue:
 
 def durable_queues(services: Iterable[str], callback_queue: str) -> list[Queue]:
     """What a daemon that hosts `services` declares, the dead letters' way first."""
-    return [own_queue(name) for name in (DEAD_LETTERS, UNDERTAKER, callback_queue, *services)]
+    return [own_queue(name) for name in (DEAD_LETTERS, UNDERTAKER, DUE, callback_queue, *services)]
+
+
+def with_what_leads_there(queue: Queue) -> tuple[Queue | Exchange | Binding, ...]:
+    """A queue of ours, and what has to be declared with it."""
+    if queue.name == DUE:
+        return Exchange(DUE, "fanout"), queue, Binding(DUE, queue)
+    return (queue,)
+
+
+def delay_chain() -> Iterator[Queue | Exchange | Binding]:
+    """What `delay.py` describes, each after what it refers to."""
+    yield from with_what_leads_there(own_queue(DUE))
+    below = Exchange(DUE, "fanout")
+    for level in range(LEVELS):
+        name = level_name(level)
+        exchange = Exchange(name, "topic", {"alternate-exchange": DUE})
+        queue = Queue(name, _waiting(1000 << level, below.name))
+        passed = "*." * (LEVELS - 1 - level)
+        yield exchange
+        yield queue
+        yield Binding(name, queue, f"{passed}1.#")
+        yield Binding(name, below, f"{passed}0.#")
+        below = exchange
+
+
+def _waiting(milliseconds: int, then: str) -> Mapping[str, Any]:
+    return {
+        "x-queue-type": "quorum",
+        "x-message-ttl": milliseconds,
+        "x-dead-letter-exchange": then,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
 
 
 def reply_queue() -> Queue:

@@ -23,6 +23,7 @@ ANSWERS: dict[type, Callable[[Any], Any]] = {
     Basic.Consume: lambda method: Basic.ConsumeOk(method.consumer_tag),
     Basic.Cancel: lambda method: Basic.CancelOk(method.consumer_tag),
     Queue.Declare: lambda method: Queue.DeclareOk(method.queue, 0, 0),
+    Queue.Bind: lambda _: Queue.BindOk(),
     Exchange.Declare: lambda _: Exchange.DeclareOk(),
 }
 

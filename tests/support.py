@@ -108,7 +108,9 @@ class Inbox:
 async def running(transport: Transport, *classes: type[Service], **sections: dict[str, Any]) -> AsyncIterator[Running]:
     """A daemon that hosts `classes`, ready, with a callback queue of its own; drained at the end."""
     callback_queue = sections.get("callbacks", {}).get("queue", unique("callbacks"))
-    settings = Settings.model_validate({**sections, "callbacks": {"queue": callback_queue}})
+    # One attempt, unless a test is about more.
+    defaults = {"retry": False, **sections.get("defaults", {})}
+    settings = Settings.model_validate({**sections, "defaults": defaults, "callbacks": {"queue": callback_queue}})
     found = registry.register([("tests", cls) for cls in classes], settings)
     daemon, serving = await _started(settings, found, transport)
     connection = await transport.connect()

@@ -24,6 +24,33 @@ class Queue:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     exclusive: bool = False
 
+    def __str__(self) -> str:
+        return f"queue {self.name!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable exchange, `topic` or `fanout`."""
+
+    name: str
+    type: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"exchange {self.name!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What `exchange` gets goes to `to`, a queue or another exchange, where the routing key matches `pattern`."""
+
+    exchange: str
+    to: Queue | Exchange
+    pattern: str = ""
+
+    def __str__(self) -> str:
+        return f"binding of exchange {self.exchange!r} to {self.to}"
+
 
 class Delivery(Protocol):
     """One message handed to a consumer. Exactly one of `ack` and `requeue` is called, once.
@@ -57,19 +84,28 @@ class Connection(Protocol):
     lost: asyncio.Future[str]
     """Done when the connection has ended without `close`; its result says why."""
 
-    async def declare(self, queue: Queue) -> None:
-        """Make sure that the queue exists, as described.
+    async def declare(self, *wanted: Queue | Exchange | Binding) -> None:
+        """Make sure, one after the other, that they exist as described.
 
         Raises:
-            ConfigurationError: it exists with other arguments, or the user may not declare it.
+            ConfigurationError: one exists with other arguments, or the user may not declare it.
             ConnectionLostError: the connection ended.
         """
 
-    def publish(self, publishing: tuple[str, Message]) -> asyncio.Future[None]:
-        """Publish, mandatory and persistent, to the queue that the routing key names; done once the broker has confirmed.
+    async def depth(self, queue: str) -> int | None:
+        """How many messages in a queue are ready to be delivered; None if there is no such queue.
+
+        Raises:
+            ConnectionLostError: the connection ended.
+        """
+
+    def publish(self, publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
+        """Publish a `Publishing`, mandatory and persistent; done once the broker has confirmed.
+
+        An exchange other than the default one must exist: RabbitMQ ends the connection if it does not.
 
         The future raises:
-            UnroutableError: there is no such queue.
+            UnroutableError: no queue takes it.
             NotAcceptedError: the broker refused the message (a full queue, say).
             ConnectionLostError: the connection ended first; the message may or may not have been accepted.
         """

@@ -30,14 +30,14 @@ from broker.errors import (
 )
 from broker.message import Message
 from broker.settings import masked
-from broker.transport import Delivery, Queue, explain, frames
+from broker.transport import Binding, Delivery, Exchange, Queue, explain, frames
 
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 # aiormq gives a connection up after three of these and some seconds without a frame; RabbitMQ after two.
 HEARTBEAT = 10
 PERSISTENT = 2
-# A declaration that is refused closes its channel, so each has its own while it lasts.
+# A declaration that is refused closes its channel, so each call has its own while it lasts.
 DECLARING_AT_ONCE = 50
 
 
@@ -122,35 +122,46 @@ class AmqpConnection:
         self._frame_max = tune.frame_max or frames.DEFAULT_FRAME_MAX
         self._channel_max = tune.channel_max
 
-    async def declare(self, queue: Queue) -> None:
-        # An exclusive queue belongs to the connection that declares it: the one that consumes.
+    async def declare(self, *wanted: Queue | Exchange | Binding) -> None:
         async with self._declaring:
-            await self._declare(queue)
+            try:
+                channel, underlay = await self._open_channel()
+                for one in wanted:
+                    await _declare(underlay, one)
+                await channel.close()
+            except (amqp.ChannelPreconditionFailed, amqp.ChannelLockedResource) as error:
+                raise ConfigurationError(explain.mismatch(str(one), str(error.args[0]))) from None
+            except amqp.ChannelNotFoundEntity as error:
+                raise ConfigurationError(f"{one} cannot be declared: {error.args[0]}") from None
+            except amqp.ChannelAccessRefused as error:
+                raise ConfigurationError(explain.refusal(f"declare {one}", "configure", error)) from None
+            except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
+                raise self._ended(error) from None
 
-    async def _declare(self, queue: Queue) -> None:
-        try:
-            channel = self._connections[1].channel(publisher_confirms=False)
-            await channel.initialize()
-            underlay = await channel.get_underlay_channel()
-            await underlay.queue_declare(
-                queue.name,
-                durable=not queue.exclusive,
-                exclusive=queue.exclusive,
-                arguments=dict(queue.arguments) or None,
-            )
-            await channel.close()
-        except (amqp.ChannelPreconditionFailed, amqp.ChannelLockedResource) as error:
-            raise ConfigurationError(explain.mismatch(queue.name, str(error.args[0]))) from None
-        except amqp.ChannelAccessRefused as error:
-            raise ConfigurationError(explain.refusal(f"declare queue {queue.name!r}", "configure", error)) from None
-        except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
-            raise self._ended(error) from None
+    async def depth(self, queue: str) -> int | None:
+        async with self._declaring:
+            try:
+                channel, underlay = await self._open_channel()
+                answer = await underlay.queue_declare(queue, passive=True)
+                await channel.close()
+            except amqp.ChannelNotFoundEntity:
+                return None
+            except amqp.ChannelAccessRefused as error:
+                raise ConfigurationError(explain.refusal(f"look at queue {queue!r}", "configure", error)) from None
+            except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
+                raise self._ended(error) from None
+            return answer.message_count
 
-    def publish(self, publishing: tuple[str, Message]) -> asyncio.Future[None]:
-        routing_key, message = publishing
-        return self._loop.create_task(self._publish(routing_key, message))
+    async def _open_channel(self) -> tuple[aio_pika.abc.AbstractChannel, aiormq.abc.AbstractChannel]:
+        # On the connection that consumes: an exclusive queue belongs to the connection that declared it.
+        channel = self._connections[1].channel(publisher_confirms=False)
+        await channel.initialize()
+        return channel, await channel.get_underlay_channel()
 
-    async def _publish(self, routing_key: str, message: Message) -> None:
+    def publish(self, publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
+        return self._loop.create_task(self._publish(*publishing))
+
+    async def _publish(self, routing_key: str, message: Message, exchange: str) -> None:
         # aiormq finds the publish that a return belongs to by its message ID: no two in flight may share one.
         message_id = message.message_id
         while message_id and (earlier := self._by_message_id.get(message_id)):
@@ -164,7 +175,7 @@ class AmqpConnection:
                 raise ValueError(f"its headers need more than {self._max_properties} bytes")
             await self._publisher.basic_publish(
                 message.body,
-                exchange="",
+                exchange=exchange,
                 routing_key=routing_key,
                 properties=_properties(message),
                 mandatory=True,
@@ -201,9 +212,7 @@ class AmqpConnection:
                 f"({DECLARING_AT_ONCE} are kept free): host fewer services in one process, or raise channel_max on the broker"
             )
         try:
-            channel = self._connections[1].channel(publisher_confirms=False)
-            await channel.initialize()
-            underlay = await channel.get_underlay_channel()
+            channel, underlay = await self._open_channel()
             await underlay.basic_qos(prefetch_count=prefetch)
             consumer = self._consumer(queue, channel, underlay, on_delivery, on_cancelled)
             await consumer.start()
@@ -334,6 +343,21 @@ class AmqpDelivery:
         tag = self._delivered.delivery_tag
         assert tag is not None
         return tag
+
+
+async def _declare(channel: aiormq.abc.AbstractChannel, wanted: Queue | Exchange | Binding) -> None:
+    if isinstance(wanted, Queue):
+        shared = not wanted.exclusive
+        arguments = dict(wanted.arguments) or None
+        await channel.queue_declare(wanted.name, durable=shared, exclusive=not shared, arguments=arguments)
+    elif isinstance(wanted, Exchange):
+        await channel.exchange_declare(
+            wanted.name, exchange_type=wanted.type, durable=True, arguments=dict(wanted.arguments) or None
+        )
+    elif isinstance(wanted.to, Queue):
+        await channel.queue_bind(wanted.to.name, wanted.exchange, wanted.pattern)
+    else:
+        await channel.exchange_bind(destination=wanted.to.name, source=wanted.exchange, routing_key=wanted.pattern)
 
 
 async def _quietly(coroutine: Any) -> None:

@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlsplit
 from aiormq import exceptions as amqp
 
 _INEQUIVALENT = re.compile(
-    r"inequivalent arg '(?P<key>[^']+)' for queue .*?: received (?P<ours>.*?) but current is (?P<theirs>.*)"
+    r"inequivalent arg '(?P<key>[^']+)' for (?:queue|exchange) .*?: received (?P<ours>.*?) but current is (?P<theirs>.*)"
 )
+_PERMISSION = re.compile(r"(configure|write|read) access to")
 _OF_TYPE = re.compile(r"(?:the value )?'([^']*)'(?: of type '[^']*')?")
 
 
@@ -44,15 +45,20 @@ def connect(url: str, error: BaseException, timeout: float) -> str:
     return f"{place} cannot be used: {text or type(error).__name__}"
 
 
-def mismatch(queue: str, text: str) -> str:
-    """How a queue that exists differs from the one declared, read from RabbitMQ's words for its 406."""
+def mismatch(what: str, text: str) -> str:
+    """How a queue or exchange that exists differs from the one declared, read from RabbitMQ's words for its 406."""
     if not (match := _INEQUIVALENT.search(text)):
-        return f"queue {queue!r} cannot be declared: {text}"
+        return f"{what} cannot be declared: {text}"
     ours, theirs = (_shown_argument(match[side]) for side in ("ours", "theirs"))
     return (
-        f"queue {queue!r} exists with other arguments: {match['key']} is {theirs} there and {ours} here; "
-        f"delete the queue once it is empty (rabbitmqctl delete_queue {queue}), and start again"
+        f"{what} exists with other arguments: {match['key']} is {theirs} there and {ours} here; delete the "
+        f"{_how_to_delete(what)}, and start again"
     )
+
+
+def _how_to_delete(what: str) -> str:
+    kind, _, name = what.partition(" ")
+    return f"queue once it is empty (rabbitmqctl delete_queue {name[1:-1]})" if kind == "queue" else kind
 
 
 def _shown_argument(text: str) -> str:
@@ -60,7 +66,9 @@ def _shown_argument(text: str) -> str:
 
 
 def refusal(what: str, permission: str, error: amqp.AMQPError) -> str:
-    """Which permission the user lacks."""
+    """Which permission the user lacks: RabbitMQ from 3.11 on names it, before that it is `permission`."""
+    if found := _PERMISSION.search(str(error.args[0])):
+        permission = found[1]
     return (
         f"the user may not {what}: it lacks the {permission} permission ({error.args[0]}); "
         "grant it with rabbitmqctl set_permissions"

@@ -74,8 +74,8 @@ class MalformedFrameError(Exception):
 # Writing
 
 
-def publish(channel: int, routing_key: str, message: Message, frame_max: int) -> bytes:
-    """A mandatory, persistent Basic.Publish to the default exchange, with its content, as one buffer.
+def publish(channel: int, routing_key: str, message: Message, frame_max: int, exchange: str = "") -> bytes:
+    """A mandatory, persistent Basic.Publish with its content, as one buffer.
 
     Raises:
         ValueError: a property is longer than AMQP allows, or the headers do not fit into a frame.
@@ -89,7 +89,7 @@ def publish(channel: int, routing_key: str, message: Message, frame_max: int) ->
         )
     body = message.body
     header = _HEADER.pack(FRAME_HEADER, channel, size, CLASS_BASIC, 0, len(body), flags)
-    start = _publish_method(channel, routing_key) + header + properties
+    start = _publish_method(channel, exchange, routing_key) + header + properties
     if not body:
         return start + _END
     if len(body) + FRAME_OVERHEAD <= frame_max:
@@ -103,8 +103,8 @@ def publish(channel: int, routing_key: str, message: Message, frame_max: int) ->
 
 
 @lru_cache(maxsize=1024)
-def _publish_method(channel: int, routing_key: str) -> bytes:
-    arguments = b"\x00\x00\x00" + shortstr(routing_key) + bytes([MANDATORY])
+def _publish_method(channel: int, exchange: str, routing_key: str) -> bytes:
+    arguments = b"\x00\x00" + shortstr(exchange) + shortstr(routing_key) + bytes([MANDATORY])
     return _METHOD.pack(FRAME_METHOD, channel, len(arguments) + 4, BASIC_PUBLISH) + arguments + _END
 
 

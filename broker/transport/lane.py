@@ -100,14 +100,14 @@ class LaneConnection(AmqpConnection):
     def _protocol(connection: aio_pika.abc.AbstractConnection) -> LaneProtocol:
         return connection.lane  # type: ignore[attr-defined,no-any-return]
 
-    def publish(self, publishing: tuple[str, Message]) -> asyncio.Future[None]:
-        routing_key, message = publishing
+    def publish(self, publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
+        routing_key, message, exchange = publishing
         future: asyncio.Future[None] = self._loop.create_future()
         if self._ending:
             future.set_exception(self._ended(None))
             return future
         try:
-            buffer = frames.publish(self._number, routing_key, message, self._frame_max)
+            buffer = frames.publish(self._number, routing_key, message, self._frame_max, exchange)
         except (TypeError, ValueError, struct.error) as error:
             future.set_exception(UnencodableError(routing_key, error))
             return future

@@ -1,7 +1,8 @@
 """A broker inside the process, for demonstrations and unit tests.
 
 It keeps what RabbitMQ's quorum queues promise as long as the process lives: confirms, mandatory returns, prefetch, redelivery,
-delivery limits, expiration and dead-lettering, full queues, exclusive queues, cancelled consumers. Time passes by the event loop's clock.
+delivery limits, expiration and dead-lettering, full queues, exclusive queues, cancelled consumers, topic and fanout exchanges. Time passes
+by the event loop's clock.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 
 from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
 from broker.message import Message
-from broker.transport import Delivery, Queue
+from broker.transport import Binding, Delivery, Exchange, Queue
 
 
 @dataclass(slots=True, eq=False)
 class _Item:
     message: Message
     expires: float | None
+    routing_key: str
     deliveries: int = 0
 
 
@@ -36,11 +38,22 @@ class _Queue:
     timer: asyncio.TimerHandle | None = None
 
 
-class MemoryBroker:
-    """The broker, and the transport that connects to it. Pass one to a daemon and to its clients to let them meet."""
+@dataclass(slots=True, eq=False)
+class _Exchange:
+    declared: Exchange
+    bindings: dict[tuple[str, type, str], None] = field(default_factory=dict)
 
-    def __init__(self) -> None:
+
+class MemoryBroker:
+    """The broker, and the transport that connects to it. Pass one to a daemon and to its clients to let them meet.
+
+    With `hurried`, what a queue's TTL has wait passes on at once: retries and `delay=` cost a test no time.
+    """
+
+    def __init__(self, *, hurried: bool = False) -> None:
+        self._hurried = hurried
         self._queues: dict[str, _Queue] = {}
+        self._exchanges: dict[str, _Exchange] = {}
         self._connections: list[MemoryConnection] = []
         self._blocked: deque[Callable[[], None]] | None = None
 
@@ -92,7 +105,20 @@ class MemoryBroker:
             consumer.active = False
             consumer.connection._loop.call_soon(consumer.on_cancelled, f"queue {name!r} was deleted")
 
-    def _declare(self, queue: Queue, connection: MemoryConnection) -> None:
+    def _declare(self, wanted: Queue | Exchange | Binding, connection: MemoryConnection) -> None:
+        if isinstance(wanted, Queue):
+            self._declare_queue(wanted, connection)
+        elif isinstance(wanted, Exchange):
+            existing = self._exchanges.setdefault(wanted.name, _Exchange(wanted)).declared
+            if (existing.type, dict(existing.arguments)) != (wanted.type, dict(wanted.arguments)):
+                raise ConfigurationError(f"{wanted} exists with another type or other arguments; delete it")
+        else:
+            known = self._queues if isinstance(wanted.to, Queue) else self._exchanges
+            if wanted.exchange not in self._exchanges or wanted.to.name not in known:
+                raise ConfigurationError(f"{wanted} cannot be declared: one of them does not exist")
+            self._exchanges[wanted.exchange].bindings[wanted.pattern, type(wanted.to), wanted.to.name] = None
+
+    def _declare_queue(self, queue: Queue, connection: MemoryConnection) -> None:
         existing = self._queues.get(queue.name)
         if existing is None:
             self._queues[queue.name] = _Queue(queue, connection if queue.exclusive else None)
@@ -104,31 +130,52 @@ class MemoryBroker:
                 "and start again"
             )
 
-    def _publish(self, routing_key: str, message: Message, confirm: asyncio.Future[None]) -> None:
+    def _publish(self, routing_key: str, message: Message, exchange: str, confirm: asyncio.Future[None]) -> None:
         if self._blocked is not None:
-            self._blocked.append(lambda: self._publish(routing_key, message, confirm))
+            self._blocked.append(lambda: self._publish(routing_key, message, exchange, confirm))
             return
         if confirm.done():
             return
-        queue = self._queues.get(routing_key)
-        if queue is None:
+        queues = self._route(exchange, routing_key)
+        full = [queue.declared.name for queue in queues if self._is_full(queue)]
+        if not queues:
             confirm.set_exception(UnroutableError(routing_key))
-        elif self._is_full(queue):
-            confirm.set_exception(NotAcceptedError(f"queue {routing_key!r} is full: RabbitMQ refused the message"))
+        elif full:
+            confirm.set_exception(NotAcceptedError(f"queue {full[0]!r} is full: RabbitMQ refused the message"))
         else:
-            self._enqueue(queue, _with_headers(message, {}))
+            for queue in queues:
+                self._enqueue(queue, _with_headers(message, {}), routing_key)
             confirm.set_result(None)
+
+    def _route(self, exchange: str, routing_key: str) -> list[_Queue]:
+        """The queues that an exchange hands a message to, or else its alternate exchange does."""
+        if exchange == "":
+            return [self._queues[routing_key]] if routing_key in self._queues else []
+        found = self._exchanges.get(exchange)
+        if found is None:
+            return []
+        routed: dict[_Queue, None] = {}
+        for pattern, kind, name in found.bindings:
+            if found.declared.type == "fanout" or _matches(pattern.split("."), routing_key.split(".")):
+                routed |= dict.fromkeys(
+                    self._route("" if kind is Queue else name, name if kind is Queue else routing_key)
+                )
+        alternate = found.declared.arguments.get("alternate-exchange")
+        return list(routed) or (self._route(alternate, routing_key) if alternate else [])
 
     @staticmethod
     def _is_full(queue: _Queue) -> bool:
         limit = queue.declared.arguments.get("x-max-length")
         return limit is not None and len(queue.ready) + queue.unacked >= limit
 
-    def _enqueue(self, queue: _Queue, message: Message) -> None:
-        lifetimes = [t for t in (message.expiration, queue.declared.arguments.get("x-message-ttl")) if t is not None]
+    def _enqueue(self, queue: _Queue, message: Message, routing_key: str) -> None:
+        ttl = queue.declared.arguments.get("x-message-ttl")
+        if ttl is not None and self._hurried:
+            ttl = 0
+        lifetimes = [t for t in (message.expiration, ttl) if t is not None]
         loop = asyncio.get_running_loop()
         expires = loop.time() + min(lifetimes) / 1000 if lifetimes else None
-        queue.ready.append(_Item(message, expires))
+        queue.ready.append(_Item(message, expires, routing_key))
         self._pump(queue)
 
     def _pump(self, queue: _Queue) -> None:
@@ -191,15 +238,24 @@ class MemoryBroker:
             "queue": queue.declared.name,
             "time": datetime.now(UTC),
             "exchange": "",
-            "routing-keys": [queue.declared.name],
+            "routing-keys": [item.routing_key],
         }
         if message.expiration is not None:
             death["original-expiration"] = str(message.expiration)
         message.expiration = None
         message.headers = {**message.headers, "x-death": [death, *message.headers.get("x-death", ())]}
-        target = self._queues.get(arguments.get("x-dead-letter-routing-key", queue.declared.name))
-        if target is not None:
-            self._enqueue(target, message)
+        routing_key = arguments.get("x-dead-letter-routing-key", item.routing_key)
+        for target in self._route(arguments["x-dead-letter-exchange"], routing_key):
+            self._enqueue(target, message, routing_key)
+
+
+def _matches(pattern: list[str], key: list[str]) -> bool:
+    """Whether a topic's pattern matches a routing key: `*` stands for one word, `#` for any number of them."""
+    if not pattern or not key:
+        return pattern in ([], ["#"]) and not key
+    if pattern[0] == "#":
+        return _matches(pattern[1:], key) or _matches(pattern, key[1:])
+    return pattern[0] in ("*", key[0]) and _matches(pattern[1:], key[1:])
 
 
 def _difference(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -287,11 +343,17 @@ class MemoryConnection:
         self._ended = False
         self.lost: asyncio.Future[str] = self._loop.create_future()
 
-    async def declare(self, queue: Queue) -> None:
+    async def declare(self, *wanted: Queue | Exchange | Binding) -> None:
         self._check()
-        self._broker._declare(queue, self)
+        for one in wanted:
+            self._broker._declare(one, self)
 
-    def publish(self, publishing: tuple[str, Message]) -> asyncio.Future[None]:
+    async def depth(self, queue: str) -> int | None:
+        self._check()
+        found = self._broker._queues.get(queue)
+        return None if found is None else len(found.ready)
+
+    def publish(self, publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
         confirm: asyncio.Future[None] = self._loop.create_future()
         if self._ended:
             confirm.set_exception(ConnectionLostError("the connection has ended"))

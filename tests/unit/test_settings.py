@@ -60,8 +60,13 @@ def test_the_file_is_read_and_the_environment_comes_first(load, monkeypatch, tmp
     )
     assert settings.urls == ["amqp://other/"]
     assert (settings.worker.processes, settings.worker.grace) == (4, 5.0)
-    assert settings.defaults.given() == {"concurrency": 9, "timeout": None}
-    assert settings.service["orders.price"].given() == {"retry": Retry(attempts=2, first=0.5), "callback": ["x", "y"]}
+    assert settings.defaults.over({"timeout": 1.0}) == {"concurrency": 9, "timeout": None}
+    own = Retry(first=9, on=OSError)
+    assert settings.service["orders.price"].over({"retry": own, "outbox": True}) == {
+        "retry": Retry(attempts=2, first=0.5, on=OSError),
+        "callback": ["x", "y"],
+        "outbox": True,
+    }
     assert settings.service["ping"].timeout == 7
     assert settings.file == tmp_path / "config.toml"
 

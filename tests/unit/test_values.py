@@ -265,7 +265,7 @@ def test_derived_cids_depend_on_message_service_and_ordinal_alone(message_id: st
 @given(st.text(max_size=30_000), st.text(max_size=5_000))
 def test_a_dead_letters_headers_stay_small(traceback: str, detail: str) -> None:
     problem = outcome.problem("error", "E", detail, "service")
-    _, dead = outcome.dead_letter(Message(b"x"), "error", problem, traceback)
+    dead = outcome.dead_letter(Message(b"x"), "error", problem, traceback).message
     told = json.loads(dead.headers["dead-error"])
     assert len(json.dumps(told.get("traceback", ""))) <= outcome.MAX_TRACEBACK
     assert len(dead.headers["dead-error"]) < 32 * 1024
@@ -275,7 +275,7 @@ def test_a_dead_letters_headers_stay_small(traceback: str, detail: str) -> None:
 def test_what_rabbitmq_would_act_on_again_is_set_aside_in_a_dead_letter() -> None:
     headers = {"CC": ["elsewhere"], "mine": 1, "x-delivery-count": 3}
     message = Message(b"x", headers=headers, expiration=500, user_id="erp", message_id="m")
-    target, dead = outcome.dead_letter(message, "error", outcome.problem("error", "E", "d", "s"))
+    target, dead, _ = outcome.dead_letter(message, "error", outcome.problem("error", "E", "d", "s"))
     assert target == "dead-letters"
     assert dead.headers["dead-original"] == {"CC": ["elsewhere"], "expiration": "500", "user_id": "erp"}
     assert (dead.expiration, dead.user_id, dead.message_id, dead.headers["mine"]) == (None, None, "m", 1)
