@@ -20,12 +20,15 @@ from broker.transport import Connection, Consumer, Transport
 SHOWN_SERVICES = 20
 RECONNECT_FIRST = 0.2
 RECONNECT_MAXIMUM = 10.0
+QUARANTINE_FIRST = 30.0
+QUARANTINE_POLL = 0.1
 
 
 class Daemon:
     """Hosts the registry's services until it is stopped.
 
-    `ready` is set while every queue is being consumed. The daemon belongs to the event loop that it was made on.
+    `up` is set once the queues are there for the first time, `ready` while every queue is being consumed. The daemon belongs to the
+    event loop that it was made on.
     """
 
     def __init__(self, settings: Settings, registry: Registry, transport: Transport) -> None:
@@ -38,6 +41,7 @@ class Daemon:
         self._connection: Connection | None = None
         self._stop = asyncio.Event()
         self._was_ready = False
+        self.up = asyncio.Event()
         self.ready = asyncio.Event()
 
     def stop(self) -> None:
@@ -95,7 +99,11 @@ class Daemon:
         queues = durable_queues((d.name for d in self._registry), self._settings.callbacks.queue)
         await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
         self._receiver.invoker.connection = connection
-        await _all(self._consume(connection, queue) for queue in self._receiver.consumers())
+        self.up.set()
+        await self._empty_quarantine(connection)
+        await _all(
+            self._consume(connection, queue) for queue in self._receiver.consumers() if queue not in self._consumers
+        )
         self.ready.set()
         self._was_ready = True
         names = sorted(definition.name for definition in self._registry)
@@ -111,6 +119,18 @@ class Daemon:
             self._transport.address,
             os.getpid(),
         )
+
+    async def _empty_quarantine(self, connection: Connection) -> None:
+        """Handle what is in quarantine by itself, for a while at least, before anything that could be harmed with it."""
+        queue = self._receiver.invoker.quarantine_queue
+        if not await connection.depth(queue):
+            return
+        logger.warning("messages are in quarantine (%s): they are handled before all others", queue)
+        await self._consume(connection, queue)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUARANTINE_FIRST):
+                while self._receiver.isolating() or await connection.depth(queue):
+                    await asyncio.sleep(QUARANTINE_POLL)
 
     async def _consume(self, connection: Connection, queue: str) -> None:
         prefetch, take = self._receiver.consumers()[queue]

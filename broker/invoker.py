@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, cast
 
-from broker import codec
+from broker import codec, quarantine
 from broker import headers as h
 from broker.calls import Calls
 from broker.chain import DelayChain
@@ -114,6 +114,7 @@ class Invoker:
     def __init__(self, registry: Registry, callback_queue: str, max_body: int) -> None:
         self.registry = registry
         self.callback_queue = callback_queue
+        self.quarantine_queue = quarantine.queue_name(callback_queue)
         self.max_body = max_body
         self.calls = Calls()
         self.chain = DelayChain()
@@ -133,7 +134,7 @@ class Invoker:
 
     def hosts(self, queue: str) -> bool:
         """Whether the queue is one that this process declares."""
-        return queue in self.registry or queue == self.callback_queue
+        return queue in self.registry or queue in (self.callback_queue, self.quarantine_queue)
 
     async def declare_own(self, queue: str) -> None:
         """Declare a queue of our own again, as somebody has deleted it."""

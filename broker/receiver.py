@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from broker import callbacks, delay, undertaker
+from broker import callbacks, delay, quarantine, undertaker
 from broker import headers as h
 from broker.backoff import backoff
 from broker.cid import new_cid
@@ -24,8 +24,8 @@ from broker.errors import (
 from broker.headers import Headers
 from broker.invoker import Invocation, Invoker
 from broker.log import logger
-from broker.message import Publishing
-from broker.outcome import NOTHING, Outcome, failure, problem, stripped
+from broker.message import Message, Publishing
+from broker.outcome import DEAD_REASON, DEAD_SERVICE, NOTHING, Outcome, failure, problem, stripped
 from broker.outcome import dead_letter as dead_letter_of
 from broker.registry import Registry, ServiceDefinition
 from broker.threads import Threads
@@ -36,6 +36,8 @@ from broker.transport import Delivery
 CALLBACK_PREFETCH = 200
 UNDERTAKER_PREFETCH = 50
 DUE_PREFETCH = 200
+# One at a time: a crash counts against all that a consumer has in hand.
+QUARANTINE_PREFETCH = 1
 
 
 class _Host:
@@ -46,7 +48,7 @@ class _Host:
     def __init__(self, definition: ServiceDefinition) -> None:
         self.definition = definition
         self.free = definition.concurrency
-        self.waiting: deque[tuple[Delivery, Headers | None]] = deque()
+        self.waiting: deque[tuple[Delivery, Message, Headers | None]] = deque()
 
 
 class Receiver:
@@ -61,6 +63,7 @@ class Receiver:
         self._dispatcher = Dispatcher(partial(Invocation, self.invoker), self._threads.run, max_body)
         self._hosts = {definition.name: _Host(definition) for definition in registry}
         self._running: dict[Delivery, asyncio.Task[None]] = {}
+        self._quarantined: Delivery | None = None
         self._refused_once: set[str] = set()
         self._refusing = False
 
@@ -69,6 +72,7 @@ class Receiver:
         consumers: dict[str, tuple[int, Callable[[Delivery], None]]] = {
             UNDERTAKER: (UNDERTAKER_PREFETCH, self._unless_refusing(self._take_dead)),
             DUE: (DUE_PREFETCH, self._unless_refusing(self._take_due)),
+            self.invoker.quarantine_queue: (QUARANTINE_PREFETCH, self._unless_refusing(self._take_quarantined)),
             self._callback_queue: (CALLBACK_PREFETCH, self._unless_refusing(self._take_reply)),
         }
         for name, host in self._hosts.items():
@@ -86,6 +90,10 @@ class Receiver:
 
     def __len__(self) -> int:
         return len(self._running) + sum(len(host.waiting) for host in self._hosts.values())
+
+    def isolating(self) -> bool:
+        """Whether a message from quarantine is being handled."""
+        return self._quarantined in self._running
 
     def refuse(self) -> None:
         """From now on give back what comes, and what waits already."""
@@ -112,19 +120,34 @@ class Receiver:
         self._threads.close()
 
     def _take(self, host: _Host, delivery: Delivery, headers: Headers | None = None) -> None:
-        """Handle a delivery as soon as its service has a free slot. `headers` are those of a reply to the callback queue."""
+        """Handle a delivery, or put it into quarantine. `headers` are those of a reply to the callback queue."""
+        message, name = delivery.message, host.definition.name
+        if (delivery.redelivered or quarantine.QUARANTINE in message.headers) and quarantine.is_suspect(delivery, name):
+            logger.info(
+                "a message of %r was delivered %d times and never finished: it is handled by itself from now on",
+                name,
+                quarantine.CRASHES,
+                extra={"cid": message.correlation_id},
+            )
+            outcome = quarantine.isolated(message, name, self.invoker.quarantine_queue, is_reply=headers is not None)
+            self._start(self._pass_on(outcome, delivery), delivery)
+        else:
+            self._admit(host, delivery, message, headers)
+
+    def _admit(self, host: _Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
+        """Handle a delivery's message as soon as its service has a free slot."""
         if host.free:
             host.free -= 1
-            self._start(self._handle(host, delivery, headers), delivery)
+            self._start(self._handle(host, delivery, message, headers), delivery)
         else:
-            host.waiting.append((delivery, headers))
+            host.waiting.append((delivery, message, headers))
 
     def _release(self, host: _Host) -> None:
         if not host.waiting:
             host.free += 1
             return
-        delivery, headers = host.waiting.popleft()
-        self._start(self._handle(host, delivery, headers), delivery)
+        delivery, message, headers = host.waiting.popleft()
+        self._start(self._handle(host, delivery, message, headers), delivery)
 
     def _take_reply(self, delivery: Delivery) -> None:
         """Run a reply's callback here, or pass the reply on."""
@@ -149,7 +172,16 @@ class Receiver:
         return host.definition if host is not None and host.free else None
 
     def _take_dead(self, delivery: Delivery) -> None:
-        self._start(self._pass_on(undertaker.bury(delivery.message), delivery), delivery)
+        outcome = undertaker.bury(delivery.message)
+        assert outcome.dead is not None
+        told = outcome.dead.message.headers
+        logger.warning(
+            "RabbitMQ gave up a message of %r (%s): it becomes a dead letter",
+            told[DEAD_SERVICE],
+            told[DEAD_REASON],
+            extra={"cid": outcome.dead.message.correlation_id},
+        )
+        self._start(self._pass_on(outcome, delivery), delivery)
 
     def _take_due(self, delivery: Delivery) -> None:
         """Put a message whose wait is over on its queue."""
@@ -163,14 +195,27 @@ class Receiver:
                 self.invoker.chain.forget()  # it left the chain before its time: something is missing there
         self._start(self._pass_on(outcome, delivery), delivery)
 
+    def _take_quarantined(self, delivery: Delivery) -> None:
+        self._quarantined = delivery
+        try:
+            name, _, message = quarantine.released(delivery.message)
+        except InvalidInputError as error:
+            outcome = failure(delivery.message, "invalid", problem("invalid", "Invalid headers", str(error), ""))
+        else:
+            if host := self._hosts.get(name):
+                self._admit(host, delivery, message, None)
+                return
+            outcome = quarantine.elsewhere(delivery.message, name)
+        self._start(self._pass_on(outcome, delivery), delivery)
+
     def _start(self, handling: Coroutine[Any, Any, None], delivery: Delivery) -> None:
         self._running[delivery] = self._loop.create_task(handling)
 
-    async def _handle(self, host: _Host, delivery: Delivery, headers: Headers | None) -> None:
+    async def _handle(self, host: _Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
         try:
             try:
                 outcome = await self._dispatcher.dispatch(
-                    host.definition, delivery.message, redelivered=delivery.redelivered, reply_headers=headers
+                    host.definition, message, redelivered=delivery.redelivered, reply_headers=headers
                 )
             finally:
                 self._release(host)
@@ -237,7 +282,7 @@ class Receiver:
     async def _publish_again(self, publishing: Publishing, delivery: Delivery) -> None:
         """Send a message to be handled once more; one that cannot be sent ends as a dead letter."""
         try:
-            if publishing.exchange == "" and publishing.routing_key in self._registry:
+            if publishing.exchange == "" and self.invoker.hosts(publishing.routing_key):
                 await self._publish_own(publishing)
             else:
                 await self._publish_accepted(publishing)

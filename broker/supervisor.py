@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from broker.log import logger
 
 MAX_DEATHS = 5
 HEALTHY_AFTER = 30.0
+RESTART_PAUSES = (0.3, 3.0)
 CONFIGURATION_FAILED = 2
 POLL = 0.1
 KILL_AFTER_GRACE = 5.0
@@ -25,7 +27,8 @@ KILL_AFTER_GRACE = 5.0
 class Supervisor:
     """Starts `count` workers, restarts those that die, passes SIGTERM and SIGINT on.
 
-    A worker that has run for 30 s is healthy. Five deaths in a row of workers that were not make the parent give up.
+    Five deaths in a row of workers that never came as far as to have their queues make the parent give up. One that did is always
+    replaced: a message that kills its process may take several, until it is a dead letter.
     With `changed` they are restarted whenever it says so, and one that cannot start is no reason to give up.
     """
 
@@ -39,7 +42,8 @@ class Supervisor:
         self._workers: dict[int, _Worker] = {}
         self._signals = 0
         self._deaths = 0
-        self._pauses = backoff(0.5, 10.0)
+        self._pauses = backoff(*RESTART_PAUSES)
+        self._restarts: dict[int, float] = {}
 
     def run(self) -> int:
         """Keep the workers running until a signal, and return the exit code."""
@@ -53,9 +57,12 @@ class Supervisor:
                 self._restart_all()
             for index, worker in list(self._workers.items()):
                 code = worker.process.poll()
-                if code is not None and not self._signals and not self._replace(index, worker, code):
+                if code is not None and not self._signals and not self._bury(index, worker, code):
                     self._stop_all()
                     return 1
+            for index, when in list(self._restarts.items()):
+                if time.monotonic() >= when and not self._signals:
+                    self._start(index)
         return self._stop_all()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
@@ -66,36 +73,35 @@ class Supervisor:
     def _start(self, index: int) -> None:
         # Python takes a file that changed twice within a second for unchanged: no bytecode where files change.
         environment = {"PYTHONDONTWRITEBYTECODE": "1"} if self._changed is not None else {}
+        self._restarts.pop(index, None)
         self._workers[index] = _Worker(self._arguments, environment)
 
-    def _replace(self, index: int, worker: _Worker, code: int) -> bool:
-        """Start another worker in the place of one that died; False if that has happened too often."""
+    def _bury(self, index: int, worker: _Worker, code: int) -> bool:
+        """Plan another worker in the place of one that died; False if that has happened too often."""
+        del self._workers[index]
         if code == CONFIGURATION_FAILED and self._changed is not None:
             logger.error("the worker cannot start (see above); waiting for a file to change")
-            del self._workers[index]
             return True
         if code == CONFIGURATION_FAILED:
             logger.error("a worker cannot start (see above); stopping")
             return False
         if time.monotonic() - worker.started > HEALTHY_AFTER:
-            self._deaths, self._pauses = 0, backoff(0.5, 10.0)
-        self._deaths += 1
+            self._pauses = backoff(*RESTART_PAUSES)
+        self._deaths = 0 if worker.was_up() else self._deaths + 1
+        worker.close()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self._deaths >= MAX_DEATHS:
             logger.error("worker %d died (%s), the %dth in a row: giving up", worker.process.pid, how, self._deaths)
             return False
         pause = next(self._pauses)
         logger.warning("worker %d died (%s); starting another in %.1f s", worker.process.pid, how, pause)
-        until = time.monotonic() + pause
-        while time.monotonic() < until and not self._signals:
-            time.sleep(POLL)
-        if not self._signals:
-            self._start(index)
+        self._restarts[index] = time.monotonic() + pause
         return True
 
     def _restart_all(self) -> None:
         logger.info("files have changed: restarting")
         self._stop_all()
+        self._restarts.clear()
         for index in range(self._count):
             self._start(index)
 
@@ -113,14 +119,26 @@ class Supervisor:
 
 
 class _Worker:
-    """A child process. It holds the other end of a pipe, so it notices if this process is killed."""
+    """A child process. It holds the other end of a socket: it says there that it is up, and notices if this process is killed."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", "broker", *arguments]
         # In a group of its own: Ctrl-C on a terminal reaches only the parent, which passes it on once.
         merged = {**os.environ, **environment}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0, env=merged)  # noqa: S603
+        self._socket, its_end = socket.socketpair()
+        with its_end:
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603
+                command, stdin=its_end.fileno(), process_group=0, env=merged
+            )
+        self._socket.setblocking(False)
         self.started = time.monotonic()
+
+    def was_up(self) -> bool:
+        """Whether it got as far as to find, or declare, its queues."""
+        try:
+            return bool(self._socket.recv(16))
+        except OSError:
+            return False
 
     def send(self, number: int) -> None:
         if self.process.poll() is None:
@@ -133,9 +151,11 @@ class _Worker:
             logger.warning("worker %d does not stop: killing it", self.process.pid)
             self.process.kill()
             code = self.process.wait()
-        if self.process.stdin:
-            self.process.stdin.close()
+        self.close()
         return code
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 def watcher(paths: Sequence[Path]) -> Callable[[], bool]:

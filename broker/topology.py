@@ -15,11 +15,14 @@ from typing import Any
 
 from broker.delay import LEVELS, level_name
 from broker.naming import DEAD_LETTERS, RESERVED_PREFIX
+from broker.quarantine import QUEUE_PREFIX as QUARANTINE_PREFIX
+from broker.quarantine import queue_name as quarantine_queue
 from broker.transport import Binding, Exchange, Queue
 
 UNDERTAKER = RESERVED_PREFIX + "undertaker"
 DUE = RESERVED_PREFIX + "due"
 DELIVERY_LIMIT = 20
+QUARANTINE_LIMIT = 3
 
 
 def _dying_to(graveyard: str) -> Mapping[str, Any]:
@@ -36,6 +39,7 @@ def _dying_to(graveyard: str) -> Mapping[str, Any]:
 
 
 _WORK = _dying_to(UNDERTAKER)
+_QUARANTINE: Mapping[str, Any] = MappingProxyType({**_WORK, "x-delivery-limit": QUARANTINE_LIMIT})
 # What even the undertaker cannot read is kept as it is.
 _UNDERTAKERS = _dying_to(DEAD_LETTERS)
 # Without a limit: what is dead must not die again. RabbitMQ 4 would set one of 20 by default.
@@ -43,13 +47,16 @@ _KEPT: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum", "x-delive
 
 
 def own_queue(name: str) -> Queue:
-    """A durable queue of ackback's: a service's, the callback queue, or one of the dead letters' two."""
+    """A durable queue of ackback's: a service's, the callback queue, or one of those by which messages are kept safe."""
+    if name.startswith(QUARANTINE_PREFIX):
+        return Queue(name, _QUARANTINE)
     return Queue(name, {DEAD_LETTERS: _KEPT, UNDERTAKER: _UNDERTAKERS}.get(name, _WORK))
 
 
 def durable_queues(services: Iterable[str], callback_queue: str) -> list[Queue]:
     """What a daemon that hosts `services` declares, the dead letters' way first."""
-    return [own_queue(name) for name in (DEAD_LETTERS, UNDERTAKER, DUE, callback_queue, *services)]
+    safety = (DEAD_LETTERS, UNDERTAKER, DUE, quarantine_queue(callback_queue))
+    return [own_queue(name) for name in (*safety, callback_queue, *services)]
 
 
 def with_what_leads_there(queue: Queue) -> tuple[Queue | Exchange | Binding, ...]:

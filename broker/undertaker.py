@@ -7,16 +7,24 @@ RabbitMQ moves them to the undertaker's queue with an `x-death` header
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+from broker import delay, quarantine
 from broker.cid import new_cid
+from broker.errors import InvalidInputError
 from broker.message import Message
 from broker.outcome import Outcome, failure, problem
+from broker.topology import own_queue
 
 # The broker's word for the death: our reason, a title, and what happened.
 _DEATHS = {
     "expired": ("expired", "Expired", "it was not handled before its expiration"),
-    "delivery_limit": ("delivery-limit", "Delivery limit", "it was delivered again and again and never finished"),
+    "delivery_limit": (
+        "delivery-limit",
+        "Delivery limit",
+        "it was delivered again and again and never finished: does it end the process that handles it?",
+    ),
 }
 
 
@@ -31,9 +39,28 @@ def bury(message: Message) -> Outcome:
     expiration = death.get("original-expiration")
     if message.expiration is None and isinstance(expiration, str) and expiration.isdigit():
         message.expiration = int(expiration)
+    queue = str(death.get("queue", ""))
+    attempts = _deliveries(message, queue) if reason == "delivery-limit" else 1
+    service, deliveries, message = _service_of(message, queue)
+    return failure(message, reason, problem(reason, title, detail, service, attempts + deliveries))
+
+
+def _deliveries(message: Message, queue: str) -> int:
+    # RabbitMQ 3 does not count in what it dead-letters.
     count = message.headers.get("x-delivery-count")
-    attempts = count + 1 if isinstance(count, int) and reason == "delivery-limit" else 1
-    return failure(message, reason, problem(reason, title, detail, str(death.get("queue", "")), attempts))
+    return count if type(count) is int else own_queue(queue).arguments["x-delivery-limit"] + 1
+
+
+def _service_of(message: Message, queue: str) -> tuple[str, int, Message]:
+    """The service that a message was for, its deliveries before the queue that it died in, and the message as that service would
+    have got it."""
+    with suppress(InvalidInputError):
+        if quarantine.QUARANTINE in message.headers:
+            return quarantine.released(message)
+        if delay.DELAYED in message.headers:
+            publishing = delay.due(message)
+            return delay.target(publishing), 0, publishing.message
+    return queue, 0, message
 
 
 def _latest_death(message: Message) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from broker.settings import Settings
 from broker.transport import create
 
 STOPPED_AT_ONCE = 1
+UP = b"up"
 # Hundreds of messages in flight are thousands of young objects: by Python's defaults the collector would look at them again and again,
 # which took a fifth of a busy worker's time. Reference counting frees nearly all that a message leaves behind.
 GC_THRESHOLDS = (50_000, 20, 20)
@@ -27,7 +28,8 @@ GC_THRESHOLDS = (50_000, 20, 20)
 def serve(settings: Settings, registry: Registry, *, parent_pipe: bool = False) -> int:
     """Run a daemon until SIGTERM or SIGINT; return the exit code. A second signal ends the process at once.
 
-    With `parent_pipe` the end of standard input is a signal, too: the parent that holds its other end has died.
+    With `parent_pipe` standard input is a socket to the parent: its end is a signal, too, as the parent has died; and what says that the
+    queues are there is written to it.
 
     Raises:
         ConfigurationError: at the start, a queue cannot be used as it is.
@@ -58,13 +60,25 @@ async def _serve(settings: Settings, registry: Registry, *, parent_pipe: bool) -
         loop.add_signal_handler(number, on_signal, number.name)
     if parent_pipe:
         _watch_parent(loop, daemon.stop)
-    await daemon.run()
+        async with asyncio.TaskGroup() as group:
+            telling = group.create_task(_tell_parent(daemon))
+            await daemon.run()
+            telling.cancel()
+    else:
+        await daemon.run()
+
+
+async def _tell_parent(daemon: Daemon) -> None:
+    await daemon.up.wait()
+    with contextlib.suppress(OSError):
+        os.write(sys.stdin.fileno(), UP)
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
     def wait_for_the_end() -> None:
-        while os.read(sys.stdin.fileno(), 1024):
-            pass
+        with contextlib.suppress(ConnectionResetError):  # it died before it read what was written to it
+            while os.read(sys.stdin.fileno(), 1024):
+                pass
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(stop)
 

@@ -231,7 +231,7 @@ class MemoryBroker:
         arguments = queue.declared.arguments
         if arguments.get("x-dead-letter-exchange") is None:
             return
-        message = copy(item.message)
+        message = _with_headers(item.message, {"x-delivery-count": item.deliveries} if item.deliveries else {})
         death = {
             "count": 1,
             "reason": reason,

@@ -48,7 +48,9 @@ def cuttable(transport: Transport) -> Callable[[], AbstractAsyncContextManager[C
             return
         proxy = Proxy(transport._urls[0])  # type: ignore[attr-defined]
         await proxy.start()
-        yield Cuttable(type(transport)([proxy.url]), proxy)
-        await proxy.stop()
+        try:
+            yield Cuttable(type(transport)([proxy.url]), proxy)
+        finally:
+            await proxy.stop()
 
     return through_proxy

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pika
 import pytest
 
 from tests.conftest import USED
@@ -142,7 +143,6 @@ def ackback(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subpro
 
 
 def delete_all_queues(folder: Path, url: str) -> None:
-    import pika
 
     from broker import registry
     from broker.settings import Settings
@@ -183,3 +183,13 @@ def wait_until(condition: Callable[[], object], timeout: float = TIMEOUT) -> Non
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.02)
+
+
+def dead_letters(url: str) -> list[pika.BasicProperties]:
+    """The properties of all dead letters, taken off their queue."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        found = []
+        while (got := channel.basic_get("dead-letters", auto_ack=True))[0] is not None:
+            found.append(got[1])
+        return found

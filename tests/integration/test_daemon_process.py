@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from broker import Client
-from tests.integration.conftest import ROOT, Process, wait_until
+from tests.integration.conftest import ROOT, Process, dead_letters, wait_until
 from tests.rabbitmq import free_port
 
 Project = Callable[..., Path]
@@ -41,6 +41,30 @@ SLOW = """
 
         def handle(self):
             os._exit(7)
+"""
+
+POISON = """
+    import asyncio, os
+    from broker import Service
+
+    class Careful(Service):
+        name = 'careful'
+        concurrency = 20
+
+        async def handle(self, deadly: bool) -> str:
+            await asyncio.sleep(0.05)
+            if deadly:
+                os._exit(11)
+            return 'done'
+
+    class Told(Service):
+        name = 'told'
+
+        async def handle(self):
+            self.logger.info('%s|%s|', self.cid, self.request.payload)
+
+        async def handle_error(self, error):
+            self.logger.info('%s|%s|', self.cid, error.title)
 """
 
 
@@ -137,15 +161,37 @@ def test_workers_share_the_work_and_one_that_dies_is_replaced(
     assert daemon.exit_code() == 0
 
 
-def test_workers_that_keep_dying_end_the_parent(project: Project, start: Start, rabbitmq_url: str) -> None:
-    project({"slow.py": SLOW})
+def test_workers_that_die_before_they_are_up_end_the_parent(project: Project, start: Start) -> None:
+    project({"dies.py": "import os, sys\nif '--worker' in sys.argv: os._exit(7)"})
+    daemon = start("run", "--workers", "2")
+    assert daemon.wait_for("the 5th in a row: giving up", timeout=60)
+    assert daemon.exit_code() == 1
+
+
+@pytest.mark.parametrize("transport", ["lane", "aio-pika"])
+def test_a_message_that_kills_its_process_becomes_a_dead_letter_and_takes_no_other_with_it(
+    project: Project, start: Start, rabbitmq_url: str, transport: str
+) -> None:
+    project({"poison.py": POISON}, config=f"transport = '{transport}'")
     daemon = start("run", "--workers", "2")
     daemon.wait_for("ready: ", 2)
     with Client(rabbitmq_url) as client:
-        client.invoke_async("die")
-    assert daemon.wait_for("the 5th in a row: giving up", timeout=60)
-    assert daemon.exit_code() == 1
-    # Its queue still holds the message; the next test's daemon must not meet it.
+        cids = client.invoke_many("careful", (number in (7, 8, 60) for number in range(100)), callback="told")
+
+    def heard() -> set[tuple[str, ...]]:
+        return {tuple(line.partition(" told: ")[2].split("|")[:2]) for line in list(daemon.lines) if " told: " in line}
+
+    wait_until(lambda: len(heard()) >= 100, timeout=120)
+    killers = {cids[number] for number in (7, 8, 60)}
+    assert heard() == {(cid, "Delivery limit" if cid in killers else "done") for cid in cids}
+    buried = {one.correlation_id: one.headers for one in dead_letters(rabbitmq_url)}
+    assert set(buried) == killers
+    for headers in buried.values():
+        assert (headers["dead-reason"], headers["dead-service"]) == ("delivery-limit", "careful")
+        assert headers["dead-attempts"] == 6
+        assert "quarantine" not in headers
+    daemon.signal(signal.SIGTERM)
+    assert daemon.exit_code() == 0
 
 
 def test_workers_of_a_parent_that_was_killed_drain_by_themselves(project: Project, start: Start) -> None:

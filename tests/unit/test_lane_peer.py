@@ -213,9 +213,9 @@ def test_more_queues_than_the_broker_allows_channels_stop_the_start_up(transport
             pass
 
     async def test() -> None:
-        few = [named(unique("few"), Nothing) for _ in range(7)]
+        few = [named(unique("few"), Nothing) for _ in range(6)]
         async with fake_broker(channel_max=DECLARING_AT_ONCE + 10) as fake:
-            async with running_daemon(transport([fake.url]), *few):  # with three queues of its own: ten
+            async with running_daemon(transport([fake.url]), *few):  # with four queues of its own: ten
                 pass
             with pytest.raises(ConfigurationError, match="host fewer services in one process"):
                 async with running_daemon(transport([fake.url]), *few, named(unique("many"), Nothing)):

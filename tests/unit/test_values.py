@@ -314,7 +314,7 @@ def test_the_undertaker_names_the_reason() -> None:
         return dead.message.headers
 
     assert buried("expired")["dead-reason"] == "expired"
-    limit = buried("delivery_limit", **{"x-delivery-count": 20})
+    limit = buried("delivery_limit", **{"x-delivery-count": 21})
     assert (limit["dead-reason"], limit["dead-service"], limit["dead-attempts"]) == ("delivery-limit", "orders", 21)
     assert buried("maxlen")["dead-reason"] == "error"
     nonsense = undertaker.bury(Message(headers={"x-death": "nonsense"})).dead
