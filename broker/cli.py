@@ -12,10 +12,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from broker import dead
+from broker.console import FAILED, MISUSED, Config, Debug, progress, quiet_log, quiet_settings
 from broker.errors import AckbackError, ConfigurationError, RemoteError, ServiceDefinitionError
-
-FAILED = 1
-MISUSED = 2
 
 app = typer.Typer(
     name="ackback",
@@ -26,11 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="The configuration; without it, ./config.toml if it is there."),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Log everything, and show the traceback of an error.")]
+app.add_typer(dead.app)
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The service.")]
 Payload = Annotated[
     str,
@@ -140,11 +136,11 @@ def send(
 
     value = _payload(payload)
     options: dict[str, Any] = {"callback": callback or None, "delay": delay, "expiration": expiration}
-    with Client(settings=_settings(config)) as client:
+    with Client(settings=quiet_settings(config)) as client:
         if count == 1:
             typer.echo(client.invoke_async(name, value, **options))
             return
-        with _progress("sending", count) as advance:
+        with progress("sending", count) as advance:
             cids = client.invoke_many(name, _repeated(value, count, advance), **options)
     if sys.stdout.isatty():
         typer.echo(f"{len(cids)} requests accepted by {name}, CIDs {cids[0]} to {cids[-1]}")
@@ -166,7 +162,7 @@ def call(
     from broker.client import Client
 
     value = _payload(payload)
-    with Client(settings=_settings(config)) as client:
+    with Client(settings=quiet_settings(config)) as client:
         _print(client.invoke(name, value, timeout=timeout))
 
 
@@ -179,7 +175,7 @@ def services(
     """List the services that would be hosted."""
     from broker import registry
 
-    found = registry.load(_settings(config), paths or None)
+    found = registry.load(quiet_settings(config), paths or None)
     rows = [("NAME", "CLASS", "QUEUE", "CALLBACK", "INPUT", "OUTPUT")]
     for one in sorted(found, key=lambda one: one.name):
         chosen = ", ".join(found.default_callbacks(one)) or "-"
@@ -207,7 +203,7 @@ def check(
     """Check the configuration, the connection, the permissions and the queues. Declares what `run` would declare."""
     from broker.check import checks
 
-    _quiet_log()
+    quiet_log()
     failed = False
 
     async def report() -> None:
@@ -219,20 +215,6 @@ def check(
     asyncio.run(report())
     if failed:
         raise typer.Exit(FAILED)
-
-
-def _settings(config: Path | None) -> Any:
-    from broker.settings import Settings
-
-    _quiet_log()
-    return Settings.load(config)
-
-
-def _quiet_log() -> None:
-    from broker import log
-    from broker.settings import LogSection
-
-    log.setup(LogSection(level="warning"), debug="--debug" in sys.argv)
 
 
 def _payload(text: str) -> Any:
@@ -256,31 +238,6 @@ def _repeated(value: Any, count: int, advance: Callable[[], object]) -> Iterator
     for _ in range(count):
         yield value
         advance()
-
-
-def _progress(what: str, count: int) -> Any:
-    """A progress bar on a terminal; elsewhere nothing."""
-    import contextlib
-
-    if not sys.stderr.isatty():
-        return contextlib.nullcontext(lambda: None)
-    return _bar(what, count)
-
-
-def _bar(what: str, count: int) -> Any:
-    import contextlib
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextlib.contextmanager
-    def bar() -> Iterator[Callable[[], None]]:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task(what, total=count)
-            yield lambda: progress.advance(task)
-
-    return bar()
 
 
 def _print(response: Any) -> None:

@@ -189,7 +189,10 @@ def _failed(definition: ServiceDefinition, message: Message, is_reply: bool, err
     attempt = attempt if isinstance(attempt, int) else 1
     wait = _wait(definition, attempt, error)
     if wait is None:
-        return _final(name, message, attempt, error)
+        outcome = _final(name, message, attempt, error)
+        if is_reply and outcome.dead:
+            outcome.dead.message.headers.setdefault(h.STATUS, h.OK)  # or it would be replayed as a request
+        return outcome
     log = logging.getLogger(name)
     what = f"{type(error).__name__}: {error}"
     if message.expiration is not None and wait * 1000 >= message.expiration:

@@ -26,7 +26,7 @@ MAX_DETAIL = 2 * 1024
 # By these RabbitMQ routes a message to further queues; publishing them again would send further copies.
 _SENDER_SELECTED = ("CC", "BCC")
 # The broker's own notes on an earlier life of the message.
-_BROKERS_NOTES = ("x-delivery-count", "x-acquired-count")
+BROKERS_NOTES = ("x-delivery-count", "x-acquired-count")
 
 
 class Outcome(NamedTuple):
@@ -65,19 +65,23 @@ def failure(request: Message, reason: str, error: Problem, traceback: str = "") 
     return Outcome(reply=answer, dead=dead_letter(request, reason, error, traceback))
 
 
-def dead_letter(message: Message, reason: str, error: Problem, traceback: str = "") -> Publishing:
+def dead_letter(
+    message: Message, reason: str, error: Problem, traceback: str = "", queue: str | None = None
+) -> Publishing:
     """The message as it came, with what it died of in headers that begin with `dead-`.
 
     What RabbitMQ would act on if it were published again (expiration, user ID, sender-selected routing) is kept in the table
-    `dead-original`.
+    `dead-original`, and so is the `queue` that it was for, where that is not its service's.
     """
     dead = copy(message)
-    dead.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *_BROKERS_NOTES)}
+    dead.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *BROKERS_NOTES)}
     original = {k: message.headers[k] for k in _SENDER_SELECTED if k in message.headers}
     if message.expiration is not None:
         original["expiration"] = str(message.expiration)
     if message.user_id is not None:
         original["user_id"] = message.user_id
+    if queue is not None:
+        original["queue"] = queue
     dead.expiration = None
     dead.user_id = None
     more = {"traceback": _cut(traceback)} if traceback else {}
@@ -122,7 +126,7 @@ def retried(message: Message, service: str, attempt: int, seconds: int, *, is_re
 def republished(message: Message, *, is_reply: bool) -> Message:
     """A copy that may be published to a queue of our own; a reply is marked as one, as anything else on a service's queue is a request."""
     copied = copy(message)
-    copied.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *_BROKERS_NOTES)}
+    copied.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *BROKERS_NOTES)}
     if is_reply:
         copied.headers.setdefault(h.STATUS, h.OK)
     copied.user_id = None

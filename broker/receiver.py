@@ -318,7 +318,7 @@ class Receiver:
             detail = f"the reply's queue {queue!r} does not exist, so its callback cannot be reached"
             logger.warning("%s; it becomes a dead letter", detail, extra={"cid": cid})
             error = problem("unroutable", "Unroutable reply", detail, str(message.headers.get(h.SERVICE, "")))
-            await self._file(dead_letter_of(message, "unroutable", error))
+            await self._file(dead_letter_of(message, "unroutable", error, queue=queue))
 
     async def _forward(self, publishing: Publishing, delivery: Delivery) -> None:
         name = publishing.routing_key
