@@ -2,15 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONTRACT ?= tests/contract
+MINUTES ?= 30
+SEED ?= 1
 
-.PHONY: demo test lint unit contract bench clean
+.PHONY: demo test lint unit contract bench soak clean
 
 demo: .venv/core
 	@$(BIN)/python tools/demo.py
 
 test: .venv/dev .venv-bench/done lint
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest tests/unit tests/contract tests/integration
+	$(BIN)/coverage run -m pytest tests/unit tests/contract tests/integration tests/faults
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-empty
 
@@ -24,6 +26,9 @@ unit: .venv/dev
 
 contract: .venv/dev
 	$(BIN)/pytest $(CONTRACT)
+
+soak: .venv/dev .venv-bench/done
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
 bench: .venv-bench/done
 	.venv-bench/bin/python bench/invocations.py

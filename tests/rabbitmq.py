@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,20 +112,8 @@ def install() -> None:
 def private_node() -> Iterator[tuple[str, Callable[..., str]]]:
     """A node from the installed package, with everything it writes in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="ackback-rabbitmq-"))
-    port, dist_port = free_port(), free_port()
-    (folder / "enabled_plugins").write_text("[].")
-    (folder / "rabbitmq.conf").write_text("loopback_users.guest = true\n")
-    environment = os.environ | {
-        "HOME": str(folder),
-        "RABBITMQ_NODENAME": f"ackback{port}@localhost",
-        "RABBITMQ_NODE_PORT": str(port),
-        "RABBITMQ_DIST_PORT": str(dist_port),
-        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
-        "RABBITMQ_LOG_BASE": str(folder / "log"),
-        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
-    }
+    port = free_port()
+    environment = private_environment(folder, port)
     log = (folder / "output").open("w")
     process = subprocess.Popen([str(SERVER)], env=environment, stdout=log, stderr=log, process_group=0)
     try:
@@ -143,6 +132,23 @@ def private_node() -> Iterator[tuple[str, Callable[..., str]]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def private_environment(folder: Path, port: int) -> dict[str, str]:
+    """The environment in which a node from the package keeps everything that it writes in a folder."""
+    (folder / "enabled_plugins").write_text("[].")
+    (folder / "rabbitmq.conf").write_text("loopback_users.guest = true\n")
+    return os.environ | {
+        "HOME": str(folder),
+        "RABBITMQ_NODENAME": f"ackback{port}@localhost",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+    }
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -151,8 +157,6 @@ def free_port() -> int:
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
     """Until a node answers the AMQP handshake."""
-    import time
-
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if process is not None and process.poll() is not None:

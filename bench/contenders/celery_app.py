@@ -5,6 +5,7 @@ https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/rabbitmq
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ QUORUM = {"x-queue-type": "quorum"}
 
 def app(url: str, counter: Count) -> tuple[Celery, Any, Any]:
     celery = Celery("bench", broker=url)
+    if "BENCH_CELERY_DEFAULTS" in os.environ:
+        return celery, *tasks(celery, counter)
     celery.conf.update(
         task_queues=[Queue(name, routing_key=name, queue_arguments=QUORUM) for name in (PRICE, CALLBACKS)],
         task_default_queue=PRICE,
@@ -40,6 +43,10 @@ def app(url: str, counter: Count) -> tuple[Celery, Any, Any]:
         worker_redirect_stdouts=False,
     )
 
+    return celery, *tasks(celery, counter)
+
+
+def tasks(celery: Celery, counter: Count) -> tuple[Any, Any]:
     @celery.task(name="price")
     def price(body: dict[str, Any]) -> dict[str, Any]:
         return quote(Order.model_validate(body)).model_dump()
@@ -48,11 +55,13 @@ def app(url: str, counter: Count) -> tuple[Celery, Any, Any]:
     def priced(body: dict[str, Any]) -> None:
         counter.add(Quote.model_validate(body).number)
 
-    return celery, price, priced
+    return price, priced
 
 
 def worker(url: str, count: int) -> None:
     celery, _, _ = app(url, Count(count))
+    if "BENCH_CELERY_DEFAULTS" in os.environ:
+        celery.worker_main(["worker", "--loglevel=ERROR"])
     celery.worker_main(
         ["worker", "--pool=solo", "--loglevel=ERROR", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     )

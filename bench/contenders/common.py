@@ -41,7 +41,13 @@ def order(number: int) -> dict[str, object]:
     return {"number": number, "item": "screen", "quantity": 2}
 
 
+# How long the work itself takes, where a test wants it to take time.
+SECONDS = float(os.environ.get("BENCH_SECONDS", "0"))
+
+
 def quote(order: Order) -> Quote:
+    if SECONDS:
+        time.sleep(SECONDS)
     return Quote(number=order.number, item=order.item, total=2.5 * order.quantity)
 
 

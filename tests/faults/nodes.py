@@ -1,0 +1,143 @@
+"""RabbitMQ nodes that may be killed: in containers where a Docker engine answers, else from Debian's package. All listen on 127.0.0.1."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from tests.rabbitmq import IMAGE, SERVER, docker_has_image, free_port, install, private_environment, wait_for_port
+
+
+class Node(Protocol):
+    name: str
+    url: str
+
+    def start(self) -> None: ...
+    def kill(self) -> None:
+        """End it as a power cut does."""
+
+    def stop(self) -> None:
+        """Shut it down as an administrator does."""
+
+    def ctl(self, *arguments: str) -> str: ...
+    def remove(self) -> None: ...
+
+
+class DockerNode:
+    def __init__(self, client: Any) -> None:
+        port = free_port()
+        self._port = port
+        self.name = f"ackback{port}@localhost"
+        self.url = f"amqp://guest:guest@127.0.0.1:{port}/"
+        environment = {
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_NODE_PORT": str(port),
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                "-setcookie ackback "
+                f'-rabbitmq_management listener [{{port,{free_port()}}},{{ip,"127.0.0.1"}}] '
+                f'-rabbitmq_prometheus tcp_config [{{port,{free_port()}}},{{ip,"127.0.0.1"}}]'
+            ),
+        }
+        self._container = client.containers.create(IMAGE, environment=environment, network_mode="host")
+
+    def start(self) -> None:
+        self._container.start()
+        wait_for_port(self._port)
+
+    def kill(self) -> None:
+        self._container.kill("SIGKILL")
+        self._container.wait()
+
+    def stop(self) -> None:
+        self._container.stop(timeout=30)
+
+    def ctl(self, *arguments: str) -> str:
+        command = ["rabbitmqctl", "-q", "-n", self.name, "--erlang-cookie", "ackback", *arguments]
+        code, output = self._container.exec_run(command)
+        assert code == 0, output.decode()
+        return str(output.decode())
+
+    def remove(self) -> None:
+        self._container.remove(force=True, v=True)
+
+
+class PackageNode:
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="ackback-node-"))
+        self._port = free_port()
+        self._environment = private_environment(self._folder, self._port)
+        (self._folder / ".erlang.cookie").write_text("ackback")
+        (self._folder / ".erlang.cookie").chmod(0o400)
+        self.name = self._environment["RABBITMQ_NODENAME"]
+        self.url = f"amqp://guest:guest@127.0.0.1:{self._port}/"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self._folder / "output").open("a") as log:
+            self._process = subprocess.Popen(
+                [str(SERVER)], env=self._environment, stdout=log, stderr=log, process_group=0
+            )
+        wait_for_port(self._port, self._process)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            # The script starts the Erlang VM as a child: the whole group is ours.
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.wait(60)
+        self._process = None
+
+    def ctl(self, *arguments: str) -> str:
+        command = [str(SERVER.with_name("rabbitmqctl")), "-q", "-n", self.name, *arguments]
+        return subprocess.run(command, env=self._environment, check=True, capture_output=True, text=True).stdout
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def cluster(size: int) -> Iterator[list[Node]]:
+    """So many nodes that know each other, all running."""
+    nodes: list[Node] = []
+    client = None
+    try:
+        if os.environ.get("RABBITMQ_FROM") != "package" and docker_has_image():
+            import docker
+
+            client = docker.from_env()
+            for _ in range(size):
+                nodes.append(DockerNode(client))
+        else:
+            if not SERVER.exists():
+                install()
+            for _ in range(size):
+                nodes.append(PackageNode())
+        for node in nodes:
+            node.start()
+        for node in nodes:
+            node.ctl("await_startup")
+        for node in nodes[1:]:
+            node.ctl("stop_app")
+            node.ctl("join_cluster", nodes[0].name)
+            node.ctl("start_app")
+        yield nodes
+    finally:
+        for node in nodes:
+            node.remove()
+        if client is not None:
+            client.close()
