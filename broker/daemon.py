@@ -133,14 +133,14 @@ class Daemon:
                     await asyncio.sleep(QUARANTINE_POLL)
 
     async def _consume(self, connection: Connection, queue: str) -> None:
-        prefetch, take = self._receiver.consumers()[queue]
+        prefetch, timeout, take = self._receiver.consumers()[queue]
 
         def on_cancelled(reason: str) -> None:
             task = asyncio.ensure_future(self._resume(connection, queue, reason))
             self._resuming.add(task)
             task.add_done_callback(self._resuming.discard)
 
-        self._consumers[queue] = await connection.consume(queue, prefetch, take, on_cancelled)
+        self._consumers[queue] = await connection.consume(queue, prefetch, take, on_cancelled, timeout)
 
     async def _resume(self, connection: Connection, queue: str, reason: str) -> None:
         """Declare and consume a queue again whose deliveries the broker has ended."""

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from broker import callbacks, delay, quarantine, undertaker
 from broker import headers as h
@@ -40,6 +40,21 @@ DUE_PREFETCH = 200
 QUARANTINE_PREFETCH = 1
 
 
+# How many seconds RabbitMQ waits for an acknowledgement. A handler without a timeout may take days: 30 of them is what RabbitMQ's timers
+# are good for (they count milliseconds in 32 bits). One with a timeout may have to wait for a free slot before it runs, and for its
+# outcome to be confirmed afterwards.
+NO_TIMEOUT = 30 * 86400.0
+SHORTEST_TIMEOUT = 1800.0
+
+
+class Consuming(NamedTuple):
+    """How a queue is consumed: with which prefetch and acknowledgement timeout (seconds), and what takes its deliveries."""
+
+    prefetch: int
+    timeout: float
+    take: Callable[[Delivery], None]
+
+
 class _Host:
     """A hosted service: its free slots, and the deliveries that wait for one."""
 
@@ -67,16 +82,24 @@ class Receiver:
         self._refused_once: set[str] = set()
         self._refusing = False
 
-    def consumers(self) -> dict[str, tuple[int, Callable[[Delivery], None]]]:
-        """Each queue to consume, with its prefetch and what takes its deliveries."""
-        consumers: dict[str, tuple[int, Callable[[Delivery], None]]] = {
-            UNDERTAKER: (UNDERTAKER_PREFETCH, self._unless_refusing(self._take_dead)),
-            DUE: (DUE_PREFETCH, self._unless_refusing(self._take_due)),
-            self.invoker.quarantine_queue: (QUARANTINE_PREFETCH, self._unless_refusing(self._take_quarantined)),
-            self._callback_queue: (CALLBACK_PREFETCH, self._unless_refusing(self._take_reply)),
+    def consumers(self) -> dict[str, Consuming]:
+        """Each queue to consume, and how."""
+        own: tuple[tuple[str, int, Callable[[Delivery], None]], ...] = (
+            (UNDERTAKER, UNDERTAKER_PREFETCH, self._take_dead),
+            (DUE, DUE_PREFETCH, self._take_due),
+            (self.invoker.quarantine_queue, QUARANTINE_PREFETCH, self._take_quarantined),
+            (self._callback_queue, CALLBACK_PREFETCH, self._take_reply),
+        )
+        consumers = {
+            queue: Consuming(prefetch, NO_TIMEOUT, self._unless_refusing(take)) for queue, prefetch, take in own
         }
         for name, host in self._hosts.items():
-            consumers[name] = (host.definition.concurrency, self._unless_refusing(partial(self._take, host)))
+            timeout = host.definition.timeout
+            consumers[name] = Consuming(
+                host.definition.concurrency,
+                NO_TIMEOUT if timeout is None else max(2 * timeout, SHORTEST_TIMEOUT),
+                self._unless_refusing(partial(self._take, host)),
+            )
         return consumers
 
     def _unless_refusing(self, take: Callable[[Delivery], None]) -> Callable[[Delivery], None]:

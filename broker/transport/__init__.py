@@ -116,8 +116,12 @@ class Connection(Protocol):
         prefetch: int,
         on_delivery: Callable[[Delivery], None],
         on_cancelled: Callable[[str], None],
+        timeout: float | None = None,
     ) -> Consumer:
         """Start deliveries, at most `prefetch` of them unacknowledged.
+
+        `timeout` is how many seconds RabbitMQ waits for an acknowledgement, in place of its own 30 minutes, after which it delivers
+        the message again (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout).
 
         `on_cancelled` is called with the reason if the broker ends the deliveries (the queue was deleted, say) while the
         connection lives on.

@@ -204,6 +204,7 @@ class AmqpConnection:
         prefetch: int,
         on_delivery: Callable[[Delivery], None],
         on_cancelled: Callable[[str], None],
+        timeout: float | None = None,
     ) -> AmqpConsumer:
         self._consumers += 1
         if self._channel_max and self._consumers > self._channel_max - DECLARING_AT_ONCE:
@@ -215,7 +216,7 @@ class AmqpConnection:
             channel, underlay = await self._open_channel()
             await underlay.basic_qos(prefetch_count=prefetch)
             consumer = self._consumer(queue, channel, underlay, on_delivery, on_cancelled)
-            await consumer.start()
+            await consumer.start({} if timeout is None else {"x-consumer-timeout": round(timeout * 1000)})
             return consumer
         except amqp.ChannelNotFoundEntity:
             raise ConfigurationError(f"there is no queue {queue!r} to consume") from None
@@ -284,9 +285,9 @@ class AmqpConsumer:
         self._tag: str | None = None
         self._ended = False
 
-    async def start(self) -> None:
+    async def start(self, arguments: dict[str, Any]) -> None:
         self._underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
-        answer = await self._underlay.basic_consume(self._queue, self._deliver)
+        answer = await self._underlay.basic_consume(self._queue, self._deliver, arguments=arguments)
         self._tag = answer.consumer_tag
         self._channel.close_callbacks.add(self._on_channel_closed)
 

@@ -143,7 +143,7 @@ class LaneConnection(AmqpConnection):
 class LaneConsumer(AmqpConsumer):
     """A consumer whose deliveries and acknowledgements go by its channel's lane."""
 
-    async def start(self) -> None:
+    async def start(self, arguments: dict[str, Any]) -> None:
         connection = self._connection
         self._number = self._underlay.number
         self._lane = connection._protocol(connection._connections[1])  # type: ignore[attr-defined]
@@ -151,7 +151,7 @@ class LaneConsumer(AmqpConsumer):
         self._collecting = False
         self.open = True
         self._lane.attach(self._number, self)
-        await super().start()
+        await super().start(arguments)
 
     def on_method(self, method: int, payload: bytes) -> bool:
         return False

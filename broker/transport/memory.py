@@ -369,6 +369,7 @@ class MemoryConnection:
         prefetch: int,
         on_delivery: Callable[[Delivery], None],
         on_cancelled: Callable[[str], None],
+        timeout: float | None = None,
     ) -> MemoryConsumer:
         self._check()
         found = self._broker._queues.get(queue)
