@@ -29,10 +29,11 @@ def main() -> None:
     until = begun + arguments.minutes * 60
     sums: Sums = defaultdict(lambda: dict.fromkeys(("runs", *COLUMNS), 0))
     failures: list[str] = []
+    compared = others.compare(arguments.seed)
+    until += time.monotonic() - begun
     with cluster(1) as one:
         version = one[0].ctl("version").strip()
         seed = arguments.seed
-        compared = others.compare(one[0], arguments.seed)
         while time.monotonic() < until or not sums:
             for name in SCENARIOS:
                 for transport in ("lane", "aio-pika"):
