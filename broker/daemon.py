@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from broker.backoff import backoff
 from broker.errors import BrokerUnavailableError, ConfigurationError
+from broker.idempotency import Once, open_store
 from broker.log import logger
 from broker.receiver import Receiver
 from broker.registry import Registry
@@ -35,7 +36,8 @@ class Daemon:
         self._settings = settings
         self._registry = registry
         self._transport = transport
-        self._receiver = Receiver(registry, settings.callbacks.queue, settings.worker.max_body)
+        self._once = _once(settings, registry)
+        self._receiver = Receiver(registry, settings.callbacks.queue, settings.worker.max_body, self._once)
         self._consumers: dict[str, Consumer] = {}
         self._resuming: set[asyncio.Task[None]] = set()
         self._connection: Connection | None = None
@@ -170,6 +172,8 @@ class Daemon:
         unfinished = await self._receiver.drain(grace)
         await self._abandon()
         self._receiver.close()
+        if self._once is not None:
+            await self._once.close()
         if unfinished:
             logger.warning("stopped: %d not finished in time went back to their queues", unfinished)
         else:
@@ -184,6 +188,12 @@ class Daemon:
         self._receiver.invoker.connection = None
         if connection is not None:
             await connection.close()
+
+
+def _once(settings: Settings, registry: Registry) -> Once | None:
+    if not any(definition.idempotent for definition in registry):
+        return None
+    return Once(open_store(settings.idempotency.store.get_secret_value()), settings.idempotency.keep)
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -22,6 +22,7 @@ from broker.errors import (
     UnroutableError,
 )
 from broker.headers import Headers
+from broker.idempotency import Once
 from broker.invoker import Invocation, Invoker
 from broker.log import logger
 from broker.message import Message, Publishing
@@ -69,7 +70,8 @@ class _Host:
 class Receiver:
     """Handles the deliveries of one process, each in a task of its own."""
 
-    def __init__(self, registry: Registry, callback_queue: str, max_body: int) -> None:
+    def __init__(self, registry: Registry, callback_queue: str, max_body: int, once: Once | None = None) -> None:
+        self._once = once
         self.invoker = Invoker(registry, callback_queue, max_body)
         self._registry = registry
         self._callback_queue = callback_queue
@@ -237,9 +239,13 @@ class Receiver:
     async def _handle(self, host: _Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
         try:
             try:
-                outcome = await self._dispatcher.dispatch(
-                    host.definition, message, redelivered=delivery.redelivered, reply_headers=headers
-                )
+                dispatch = partial(self._dispatcher.dispatch, redelivered=delivery.redelivered, reply_headers=headers)
+                if self._once is not None and host.definition.idempotent:
+                    handling = partial(dispatch, host.definition, message)
+                    is_reply = headers is not None
+                    outcome = await self._once.run(host.definition.name, message, handling, is_reply=is_reply)
+                else:
+                    outcome = await dispatch(host.definition, message)
             finally:
                 self._release(host)
             if outcome is not NOTHING:

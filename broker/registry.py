@@ -30,6 +30,7 @@ DEFAULTS: Mapping[str, Any] = {
     "timeout": None,
     "retry": Retry(),
     "outbox": False,
+    "idempotent": False,
     "callback": None,
 }
 
@@ -49,6 +50,7 @@ class ServiceDefinition:
     timeout: float | None
     retry: Retry | None
     outbox: bool
+    idempotent: bool
     callbacks: tuple[str, ...]
 
     @property
@@ -239,6 +241,7 @@ def _define(cls: type[Service], name: str, names: Mapping[type[Service], str], s
         timeout=options["timeout"],
         retry=options["retry"],
         outbox=options["outbox"],
+        idempotent=options["idempotent"],
         callbacks=tuple(_callback_names(options["callback"], names, own_queues, cls)),
     )
 

@@ -130,6 +130,8 @@ class Service:
     """How failures are tried again; None for one attempt."""
     outbox: ClassVar[bool]
     """Send the handler's own invocations only once `handle` has returned."""
+    idempotent: ClassVar[bool]
+    """Keep the outcome of each message for a while, and answer a repeat with it instead of handling it again."""
     callback: ClassVar[Callbacks | None]
     """The callback of every invocation that names none."""
 

@@ -140,6 +140,7 @@ class ServiceOptions(Section):
     timeout: Annotated[float, Field(ge=0)] | None = None
     retry: Annotated[RetrySection | None, BeforeValidator(_one_attempt_if_false)] = None
     outbox: bool | None = None
+    idempotent: bool | None = None
     callback: str | list[str] | None = None
 
     def over(self, lower: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +151,11 @@ class ServiceOptions(Section):
         if options.get("timeout") == 0:
             options["timeout"] = None
         return options
+
+
+class IdempotencySection(Section):
+    store: SecretStr = SecretStr("memory")
+    keep: Annotated[float, Field(gt=0)] = 86_400.0
 
 
 class Settings(BaseSettings):
@@ -167,6 +173,7 @@ class Settings(BaseSettings):
     callbacks: CallbacksSection = CallbacksSection()
     worker: WorkerSection = WorkerSection()
     log: LogSection = LogSection()
+    idempotency: IdempotencySection = IdempotencySection()
     defaults: ServiceOptions = ServiceOptions()
     service: dict[str, ServiceOptions] = {}
 

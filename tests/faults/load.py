@@ -31,6 +31,10 @@ def plan(text: str) -> Callable[[int], dict[str, object]]:
     return job
 
 
+def target(number: int, job: Callable[[int], dict[str, object]]) -> str:
+    return "faults.once" if job(number).get("do") == "once" else NAMES[number % 2]
+
+
 def paced(first: int, count: int, rate: float) -> Iterator[int]:
     begun = time.monotonic()
     for number in range(first, first + count):
@@ -47,7 +51,7 @@ def by_client(url: str, numbers: Iterator[int], job: Callable[[int], dict[str, o
         for number in numbers:
             while True:
                 try:
-                    client.invoke_async(NAMES[number % 2], job(number), callback=CALLBACK, cid=cid_of(number))
+                    client.invoke_async(target(number, job), job(number), callback=CALLBACK, cid=cid_of(number))
                     break
                 except AckbackError:
                     time.sleep(AGAIN_AFTER)
@@ -60,7 +64,7 @@ def by_async_client(url: str, numbers: Iterator[int], job: Callable[[int], dict[
     async def invoke(client: AsyncClient, number: int, slots: asyncio.Semaphore) -> None:
         while True:
             try:
-                await client.invoke_async(NAMES[number % 2], job(number), callback=CALLBACK, cid=cid_of(number))
+                await client.invoke_async(target(number, job), job(number), callback=CALLBACK, cid=cid_of(number))
                 break
             except AckbackError:
                 await asyncio.sleep(AGAIN_AFTER)
@@ -97,7 +101,7 @@ def by_pika(url: str, numbers: Iterator[int], job: Callable[[int], dict[str, obj
                     channel = pika.BlockingConnection(pika.URLParameters(url)).channel()
                     channel.confirm_delivery()
                 body = json.dumps(job(number)).encode()
-                channel.basic_publish("", NAMES[number % 2], body, properties, mandatory=True)
+                channel.basic_publish("", target(number, job), body, properties, mandatory=True)
                 break
             except (AMQPError, OSError):
                 channel = None

@@ -111,6 +111,20 @@ def close_every_connection(attack: Attack) -> Check:
     return no_more
 
 
+def once_each(attack: Attack) -> Check:
+    """Connections are lost and messages come again, to the one daemon or the other: an idempotent service handles each once."""
+    for _ in range(2):
+        attack.stage.daemon()
+    attack.load(jobs="once:1")
+    close = ("close_all_connections", "attacked")
+    attack.stage.break_things(2 * attack.scale, lambda: attack.node.ctl(*close) and None, (0.3, 1.0))
+
+    def check(account: Account) -> None:
+        assert dict(account.effects) == dict.fromkeys(account.accepted, 1)
+
+    return check
+
+
 def delete_queues(attack: Attack) -> Check:
     """What was in a queue when it was deleted is gone: whoever deletes is told how many these were, and no more are lost."""
     attack.stage.daemon()
@@ -295,6 +309,7 @@ SCENARIOS: dict[str, Callable[[Attack], Check]] = {
         kill_a_client,
         kill_the_broker,
         close_every_connection,
+        once_each,
         delete_queues,
         poison,
         expired,

@@ -50,6 +50,17 @@ class WorkInThread(_Hears):
         return job.number
 
 
+class Once(_Hears):
+    name = "faults.once"
+    concurrency = 20
+    idempotent = True
+
+    async def handle(self, job: Job) -> int:
+        ledger.note(EFFECT, job.number)
+        await asyncio.sleep(job.seconds)
+        return job.number
+
+
 class Told(_Hears):
     name = "faults.told"
     retry = Retry(attempts=2, first=1, jitter=0)
@@ -63,5 +74,3 @@ def _misbehave(job: Job) -> None:
         raise ValueError(f"number {job.number} is no good")
     if job.do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if job.do == "effect":
-        ledger.note(EFFECT, job.number)

@@ -55,6 +55,7 @@ class Stage:
         (self.path / "config.toml").write_text(
             f"[broker]\nurl = {json.dumps(urls)}\ntransport = '{transport}'\n"
             "[services]\npaths = ['tests.faults.services']\n[worker]\ngrace = 10.0\n"
+            f"[idempotency]\nstore = 'sqlite://{self.path}/outcomes.db'\n"
         )
 
     def daemon(self, *arguments: str, again: bool = True) -> DaemonProcess:
@@ -138,6 +139,7 @@ class Stage:
         queues = (
             "faults.work",
             "faults.work-in-thread",
+            "faults.once",
             "faults.told",
             "callbacks",
             "ackback.undertaker",
@@ -154,7 +156,14 @@ class Stage:
 
     def purge(self) -> None:
         with suppress(pika.exceptions.AMQPError, OSError), self._connect() as connection:
-            for queue in ("faults.work", "faults.work-in-thread", "faults.told", "callbacks", "dead-letters"):
+            for queue in (
+                "faults.work",
+                "faults.work-in-thread",
+                "faults.once",
+                "faults.told",
+                "callbacks",
+                "dead-letters",
+            ):
                 with suppress(pika.exceptions.ChannelClosedByBroker):
                     connection.channel().queue_purge(queue)
 

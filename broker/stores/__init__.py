@@ -1,0 +1,1 @@
+"""Where idempotent services keep their outcomes: each module a kind of store (see `broker.idempotency.Store`)."""
