@@ -20,6 +20,8 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml broker
+	@tools/audit $(BIN)
 
 unit: .venv/dev
 	$(BIN)/pytest tests/unit

@@ -7,6 +7,7 @@ import inspect
 import logging
 import traceback
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from pydantic_core import PydanticUndefined
@@ -83,6 +84,8 @@ class Dispatcher:
             if headers.attempt > 1:
                 handling.set((cid, definition.name, headers.attempt))
             is_reply = reply_headers is not None or headers.status is not None
+            if is_reply and definition.callback_from is not None:
+                _check_replier(definition.callback_from, message)
             request = Request(message, headers.attempt, redelivered, headers.source, is_reply)
             invocation = self._begin(definition, message, cid, request)
             service = definition.cls()
@@ -157,6 +160,12 @@ class TooLarge(Exception):
 
     def __init__(self, size: int, maximum: int) -> None:
         super().__init__(f"the body has {size} bytes; at most {maximum} are allowed ([worker] max_body)")
+
+
+def _check_replier(allowed: tuple[str, ...], message: Message) -> None:
+    replier = message.headers.get(h.SERVICE)
+    if not isinstance(replier, str) or not any(fnmatchcase(replier, pattern) for pattern in allowed):
+        raise Reject(f"it takes no replies from {replier!r} (callback_from)")
 
 
 def _arguments(definition: ServiceDefinition, message: Message, is_reply: bool) -> tuple[Any, ...]:

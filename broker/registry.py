@@ -32,6 +32,7 @@ DEFAULTS: Mapping[str, Any] = {
     "outbox": False,
     "idempotent": False,
     "callback": None,
+    "callback_from": None,
 }
 
 
@@ -52,6 +53,7 @@ class ServiceDefinition:
     outbox: bool
     idempotent: bool
     callbacks: tuple[str, ...]
+    callback_from: tuple[str, ...] | None
 
     @property
     def input_type(self) -> str:
@@ -242,6 +244,7 @@ def _define(cls: type[Service], name: str, names: Mapping[type[Service], str], s
         retry=options["retry"],
         outbox=options["outbox"],
         idempotent=options["idempotent"],
+        callback_from=None if options["callback_from"] is None else tuple(options["callback_from"]),
         callbacks=tuple(_callback_names(options["callback"], names, own_queues, cls)),
     )
 

@@ -134,6 +134,8 @@ class Service:
     """Keep the outcome of each message for a while, and answer a repeat with it instead of handling it again."""
     callback: ClassVar[Callbacks | None]
     """The callback of every invocation that names none."""
+    callback_from: ClassVar[Sequence[str] | None]
+    """The services whose replies it takes as a callback, by name or pattern (`orders.*`); all if it is None, none if it is empty."""
 
     _invocation: Invocation
 

@@ -142,6 +142,7 @@ class ServiceOptions(Section):
     outbox: bool | None = None
     idempotent: bool | None = None
     callback: str | list[str] | None = None
+    callback_from: list[str] | None = None
 
     def over(self, lower: Mapping[str, Any]) -> dict[str, Any]:
         """`lower`, with what is set here in its place, as the values that a class would have."""

@@ -251,6 +251,41 @@ def test_a_failure_reaches_handle_error_and_a_dead_letter_keeps_the_request(tran
     run(test())
 
 
+@pytest.mark.parametrize("queue", ["callback queue", "own queue"])
+@pytest.mark.parametrize(("allowed", "heard"), [(["good.*"], True), (["good"], False), ([], False)])
+def test_a_callback_may_say_whose_replies_it_takes(
+    transport: Transport, queue: str, allowed: list[str], heard: bool
+) -> None:
+    seen: list[str] = []
+
+    class Careful(Service):
+        name = unique("careful")
+        callback_from = allowed
+
+        async def handle(self) -> None:
+            seen.append(self.cid)
+
+        async def handle_error(self, error: Any) -> None:
+            seen.append(self.cid)
+
+    async def test() -> None:
+        async with running(transport, Careful) as daemon:
+            to = Careful.name if queue == "own queue" else daemon.callback_queue
+            for status in ("ok", "error"):
+                headers = {"callback": Careful.name, "service": "good.one", "status": status}
+                await daemon.publish(to, Message(b"{}", headers, correlation_id=f"{Careful.name} {status}"))
+                if not heard:
+                    dead = await daemon.dead_letter(f"{Careful.name} {status}")
+                    assert dead.headers["dead-reason"] == "rejected"
+            if heard:
+                await until(lambda: len(seen) == 2)
+            await daemon.publish(Careful.name, Message(b"a request", correlation_id="request"))
+            await until(lambda: "request" in seen)
+            assert len(seen) == (3 if heard else 1)
+
+    run(test())
+
+
 def test_a_callback_without_handle_error_logs_the_failure(
     transport: Transport, caplog: pytest.LogCaptureFixture
 ) -> None:
