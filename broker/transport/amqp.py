@@ -134,7 +134,7 @@ class AmqpConnection:
             except amqp.ChannelNotFoundEntity as error:
                 raise ConfigurationError(f"{one} cannot be declared: {error.args[0]}") from None
             except amqp.ChannelAccessRefused as error:
-                raise ConfigurationError(explain.refusal(f"declare {one}", "configure", error)) from None
+                raise ConfigurationError(explain.refusal(f"declare {one}", "configure or read", error)) from None
             except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
                 raise self._ended(error) from None
 

@@ -32,35 +32,24 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
         openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2", "-subj", f"/CN={name}",
                 "-addext", "keyUsage=critical,keyCertSign")  # fmt: skip
     (folder / "server.ext").write_text("subjectAltName=DNS:localhost")
-    openssl(
-        "req", "-newkey", "rsa:2048", "-nodes", "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost"
-    )
-    openssl(
-        "x509",
-        "-req",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-out",
-        "server.pem",
-        "-days",
-        "2",
-        "-extfile",
-        "server.ext",
-    )
+    (folder / "client.ext").write_text("extendedKeyUsage=clientAuth")
+    for name in ("server", "client"):
+        subject = ("-subj", "/CN=localhost" if name == "server" else "/CN=erp")
+        openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr", *subject)
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", f"{name}.pem", "-days", "2",
+                "-extfile", f"{name}.ext")  # fmt: skip
     return folder
 
 
 @asynccontextmanager
-async def terminator(authority: Path, target: str) -> AsyncIterator[int]:
+async def terminator(authority: Path, target: str, *, asks_for_certificate: bool = False) -> AsyncIterator[int]:
     """A TLS listener on 127.0.0.1 that passes what it decrypts to RabbitMQ; yields its port."""
     parts = urlsplit(target)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority / "server.pem", authority / "server.key")
+    if asks_for_certificate:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(authority / "ca.pem")
     pumps: set[asyncio.Task[None]] = set()
 
     async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -114,5 +103,25 @@ def test_messages_go_through_tls_and_strangers_are_refused(transport: Transport,
             ):
                 with pytest.raises(BrokerUnavailableError, match=words):
                     await through(host, authority_file).connect()
+
+    run(test())
+
+
+def test_a_broker_may_ask_for_the_clients_certificate(transport: Transport, authority: Path) -> None:
+    if isinstance(transport, MemoryBroker):
+        assert transport.address == "memory://"  # it has no socket
+        return
+    assert isinstance(transport, AmqpTransport)
+    plain = transport._urls[0]
+    userinfo = urlsplit(plain).netloc.rpartition("@")[0]
+
+    async def test() -> None:
+        async with terminator(authority, plain, asks_for_certificate=True) as port:
+            url = f"amqps://{userinfo}@localhost:{port}/?cafile={authority / 'ca.pem'}"
+            ours = f"&certfile={authority / 'client.pem'}&keyfile={authority / 'client.key'}"
+            connection = await type(transport)([url + ours]).connect()
+            await connection.close()
+            with pytest.raises(BrokerUnavailableError):
+                await type(transport)([url]).connect()
 
     run(test())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import secrets
@@ -40,6 +41,7 @@ class Stage:
         self.daemons: list[DaemonProcess] = []
         self._loads: list[subprocess.Popen[bytes]] = []
         self._numbers = 0
+        self._rate = 0.0
         self._folder = tempfile.TemporaryDirectory(prefix="ackback-faults-")
         self.path = Path(self._folder.name)
         self._configure(through or urls, transport)
@@ -67,6 +69,7 @@ class Stage:
 
     def load(self, count: int, rate: float, jobs: str = "-", kinds: tuple[str, ...] = KINDS) -> None:
         """Have clients of each kind invoke `count` numbers in all, so many a second."""
+        self._rate = rate
         share = count // len(kinds)
         for kind in kinds:
             arguments = (kind, ",".join(self.urls[:1]), self._numbers, share, rate / len(kinds), jobs)
@@ -150,9 +153,13 @@ class Stage:
         return False
 
     def delete_queue(self, name: str) -> None:
-        """Delete a queue, and count what went with it: RabbitMQ tells whoever deletes."""
+        """Delete a queue, and count what may have gone with it: what RabbitMQ says, which it counts before it deletes, and what can have
+        come between."""
         with suppress(pika.exceptions.ChannelClosedByBroker), self._connect() as connection:
-            self.destroyed += connection.channel().queue_delete(name).method.message_count
+            channel = connection.channel()
+            begun = time.monotonic()
+            counted = channel.queue_delete(name).method.message_count
+            self.destroyed += counted + math.ceil((time.monotonic() - begun) * self._rate)
 
     def purge(self) -> None:
         with suppress(pika.exceptions.AMQPError, OSError), self._connect() as connection:
