@@ -36,7 +36,7 @@ class Attack:
     def node(self) -> Node:
         return self.nodes[0]
 
-    def load(self, seconds: float = 3.0, jobs: str = MIXED) -> None:
+    def load(self, seconds: float = 2.0, jobs: str = MIXED) -> None:
         self.stage.load(int(RATE * seconds * self.scale), RATE, jobs)
 
 
@@ -242,7 +242,7 @@ def bad_network(attack: Attack) -> Check:
     network = attack.network
     assert network is not None
     attack.stage.daemon()
-    attack.load(4.0)
+    attack.load(3.0)
 
     def black_hole(*directions: str) -> None:
         network.swallow(*directions)
@@ -257,9 +257,10 @@ def bad_network(attack: Attack) -> Check:
         network.cut_in_a_frame,
         lambda: stutter(0.05, 65536),
         lambda: stutter(0.0, 1),
-        lambda: black_hole("down"),
         lambda: black_hole("up", "down"),
     ]
+    if attack.scale > 1:
+        faults.append(lambda: black_hole("down"))
 
     def worsen() -> None:
         network.mend()
