@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import enum
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from broker import archive
@@ -86,9 +86,17 @@ class Once:
         self._failing = False
 
     async def run(
-        self, service: str, message: Message, handle: Callable[[], Awaitable[Outcome]], *, is_reply: bool
+        self, service: str, message: Message, handling: Coroutine[Any, Any, Outcome], *, is_reply: bool
     ) -> Outcome:
-        """The outcome of `handle`, or the one that is kept for this message. If another process is at it, the message comes again."""
+        """The outcome of `handling`, or the one that is kept for this message. If another process is at it, the message comes again."""
+        try:
+            return await self._run(service, message, handling, is_reply)
+        finally:
+            handling.close()  # it may not have begun
+
+    async def _run(
+        self, service: str, message: Message, handling: Coroutine[Any, Any, Outcome], is_reply: bool
+    ) -> Outcome:
         key, owner = identity(service, message), secrets.token_hex(8)
         try:
             claimed = await self._store.claim(key, owner, LEASE)
@@ -105,13 +113,13 @@ class Once:
         if isinstance(claimed, str):
             logger.info("a repeat: answered with the outcome that was kept", extra={"cid": message.correlation_id})
             return _answered(message, claimed)
-        return await self._handled(key, owner, handle)
+        return await self._handled(key, owner, handling)
 
-    async def _handled(self, key: str, owner: str, handle: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    async def _handled(self, key: str, owner: str, handling: Coroutine[Any, Any, Outcome]) -> Outcome:
         renewing = asyncio.ensure_future(self._renew(key, owner))
         outcome: Outcome | None = None
         try:
-            outcome = await handle()
+            outcome = await handling
         finally:
             renewing.cancel()
             try:

@@ -239,13 +239,14 @@ class Receiver:
     async def _handle(self, host: _Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
         try:
             try:
-                dispatch = partial(self._dispatcher.dispatch, redelivered=delivery.redelivered, reply_headers=headers)
+                dispatching = self._dispatcher.dispatch(
+                    host.definition, message, redelivered=delivery.redelivered, reply_headers=headers
+                )
                 if self._once is not None and host.definition.idempotent:
-                    handling = partial(dispatch, host.definition, message)
                     is_reply = headers is not None
-                    outcome = await self._once.run(host.definition.name, message, handling, is_reply=is_reply)
+                    outcome = await self._once.run(host.definition.name, message, dispatching, is_reply=is_reply)
                 else:
-                    outcome = await dispatch(host.definition, message)
+                    outcome = await dispatching
             finally:
                 self._release(host)
             if outcome is not NOTHING:
