@@ -56,7 +56,7 @@ class Store(Protocol):
 
 
 def open_store(url: str) -> Store:
-    """The store that the configuration names: `memory`, `sqlite:///path/of/a.file` or `redis://…`.
+    """The store that the configuration names: `memory`, `sqlite:///path/of/a.file`, `redis://…` or `postgresql://…`.
 
     Raises:
         ConfigurationError: there is no such kind, or what it needs is not installed.
@@ -74,7 +74,13 @@ def open_store(url: str) -> Store:
         from broker.stores.redis import RedisStore
 
         return RedisStore(url)
-    raise ConfigurationError("idempotency.store is memory, sqlite:///path/of/a.file or redis://host:6379/0")
+    if scheme in ("postgresql", "postgres"):
+        from broker.stores.postgresql import PostgresqlStore
+
+        return PostgresqlStore(url)
+    raise ConfigurationError(
+        "idempotency.store is memory, sqlite:///path/of/a.file, redis://host:6379/0 or postgresql://user@host/database"
+    )
 
 
 class Once:

@@ -83,9 +83,14 @@ def docker_has_image() -> bool:
     return True
 
 
-def install() -> None:
+def install(package: str = "rabbitmq-server", what_to_do: str = WHAT_TO_DO) -> None:
+    """Install one of Debian's packages, without starting what it brings.
+
+    Raises:
+        RuntimeError: that is not possible; the message says what to do.
+    """
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise RuntimeError(WHAT_TO_DO)
+        raise RuntimeError(what_to_do)
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     # The package starts a node of its own on port 5672 unless policy forbids it.
     policy = Path("/usr/sbin/policy-rc.d")
@@ -98,11 +103,11 @@ def install() -> None:
     try:
         for command in (
             ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "rabbitmq-server"],
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package],
         ):
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
-                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}\n{WHAT_TO_DO}")
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}\n{what_to_do}")
     finally:
         if ours:
             policy.unlink()
