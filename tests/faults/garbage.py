@@ -35,10 +35,10 @@ HEADERS = (
 )
 
 
-def send(url: str, count: int, rng: random.Random) -> None:
-    """Publish `count` of them, confirmed. Their bodies begin with their numbers, by which each can be known again."""
+def send(url: str, count: int, rng: random.Random, first: int = 0) -> None:
+    """Publish those from `first` up to `count`, confirmed. Their bodies begin with their numbers, by which each can be known again."""
     channel = None
-    number = 0
+    number = first
     while number < count:
         mark = GARBAGE_MARK + str(number).encode() + b" "
         size = rng.choice((0, 10, 1000, 200_000 if rng.random() < 0.05 else 100))

@@ -21,6 +21,7 @@ from tests.faults.stage import Stage
 Check = Callable[[Account], object]
 RATE = 250.0
 MIXED = "raise:10"
+FLAT = 32 << 20
 
 
 @dataclass
@@ -200,11 +201,15 @@ def malformed(attack: Attack) -> Check:
     daemon = attack.stage.daemon()
     attack.load(2.0)
     count = 250 if attack.scale == 1 else 10_000
-    garbage.send(attack.stage.urls[0], count, attack.stage.rng)
+    url, rng = attack.stage.urls[0], attack.stage.rng
+    garbage.send(url, count // 5, rng)
+    early = daemon.resident()
+    garbage.send(url, count, rng, first=count // 5)
     attack.stage.faults = count
 
     def check(account: Account) -> None:
         assert not daemon.exit_codes, daemon.exit_codes
+        assert daemon.resident() < early + FLAT, f"{early >> 20} MiB at first, {daemon.resident() >> 20} MiB at last"
         missing = set(range(count)) - set(account.garbage)
         assert not missing, f"{len(missing)} without a trace: {sorted(missing)[:5]}"
 

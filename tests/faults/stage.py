@@ -232,6 +232,11 @@ class DaemonProcess:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
 
+    def resident(self) -> int:
+        """Bytes of memory that it has now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
     def kill(self) -> None:
         self.process.kill()
 
