@@ -113,8 +113,16 @@ KINDS = {"client": by_client, "async": by_async_client, "pika": by_pika}
 
 
 def main() -> None:
+    from broker.errors import BrokerUnavailableError
+
     kind, url, first, count, rate, jobs = sys.argv[1:]
-    KINDS[kind](url, paced(int(first), int(count), float(rate)), plan(jobs), Ledger.of_environment())
+    numbers, ledger = paced(int(first), int(count), float(rate)), Ledger.of_environment()
+    while True:
+        try:
+            KINDS[kind](url, numbers, plan(jobs), ledger)
+            return
+        except BrokerUnavailableError:  # when it first connects: later ones are met where they happen
+            time.sleep(AGAIN_AFTER)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,11 @@ class Stage:
         load.wait()
 
     def loading(self) -> bool:
-        return any(load.poll() is None for load in self._loads)
+        codes = [load.poll() for load in self._loads]
+        assert not any(codes), "a client failed:\n" + "\n".join(
+            (self.path / f"{kind}.log").read_text()[-2000:] for kind in KINDS
+        )
+        return None in codes
 
     def break_things(self, times: int, fault: Callable[[], None], pause: tuple[float, float] = (0.3, 1.0)) -> None:
         """Do it so often, at random moments while the clients are busy."""
