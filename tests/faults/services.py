@@ -56,7 +56,7 @@ class Once(_Hears):
     idempotent = True
 
     async def handle(self, job: Job) -> int:
-        ledger.note(EFFECT, job.number)
+        ledger.note(EFFECT, job.number if job.number == number_of(self.cid) else None)
         await asyncio.sleep(job.seconds)
         return job.number
 
