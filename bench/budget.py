@@ -65,10 +65,10 @@ class Confirmed:
         self._loop = asyncio.get_running_loop()
         self.last: Message
 
-    def publish(self, publishing: tuple[str, Message]) -> asyncio.Future[None]:
+    def publish(self, publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
         self.last = publishing[1]
-        frames.publish(1, *publishing, frames.DEFAULT_FRAME_MAX)
+        frames.publish(1, publishing[0], publishing[1], frames.DEFAULT_FRAME_MAX)
         self._loop.call_soon(future.set_result, None)
         return future
 
@@ -101,7 +101,7 @@ def timed(name: str, function: Callable[[], Any], number: int = 20_000) -> None:
 
 async def handled(receiver: Receiver, queue: str, message: Message) -> float:
     header, body = content_header(message), message.body
-    _, take = receiver.consumers()[queue]
+    take = receiver.consumers()[queue].take
     best = float("inf")
     for _ in range(30):
         started = time.perf_counter()

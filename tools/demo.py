@@ -88,8 +88,8 @@ class Telling:
         connection = await self._transport.connect()
         publish = connection.publish
 
-        def told(publishing: tuple[str, Message]) -> asyncio.Future[None]:
-            tell(*publishing)
+        def told(publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
+            tell(publishing[0], publishing[1])
             return publish(publishing)
 
         connection.publish = told  # type: ignore[method-assign]

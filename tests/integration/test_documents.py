@@ -146,3 +146,10 @@ def test_the_documented_permissions_are_enough(
     finally:
         our_rabbit.ctl("delete_user", "orders")
         our_rabbit.ctl("delete_vhost", "limited")
+
+
+def test_the_demo_tells_its_stories_to_the_end(environment: dict[str, str]) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "demo.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "call('zato.ping') returned" in done.stdout
