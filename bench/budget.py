@@ -20,13 +20,15 @@ from pydantic import BaseModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from broker import Service, codec, outcome, registry
-from broker import headers as h
-from broker.message import Message
-from broker.receiver import Receiver
+from broker import Service
+from broker.handling.receiver import Receiver
+from broker.hosting import registry
+from broker.protocol import bodies, outcomes
+from broker.protocol import headers as h
+from broker.protocol.message import Message
 from broker.settings import Settings
 from broker.transport import frames
-from broker.transport.protocol import LaneProtocol
+from broker.transport.stream import LaneProtocol
 
 CID = "0" * 32
 BATCH = 100
@@ -151,9 +153,9 @@ async def main() -> None:
     show("a delivery's frames, split from the stream", received(asyncio.get_running_loop(), request))
     timed("its properties, decoded", lambda: frames.decode_properties(header, body))
     timed("the protocol's headers, read and checked", lambda: h.read(request))
-    timed("the body, validated (pydantic alone is most of it)", lambda: codec.validate(request, takes))
-    timed("the response, serialised", lambda: codec.encode(quote, returns))
-    timed("the reply, made", lambda: outcome.reply(request, "bench.price", body, "application/json"))
+    timed("the body, validated (pydantic alone is most of it)", lambda: bodies.validate(request, takes))
+    timed("the response, serialised", lambda: bodies.encode(quote, returns))
+    timed("the reply, made", lambda: outcomes.reply(request, "bench.price", body, "application/json"))
     timed("its frames", lambda: frames.publish(1, "bench.callbacks", request, frames.DEFAULT_FRAME_MAX))
     show(
         "a request in all: decode, task, handler, reply, confirm, ack", await handled(receiver, "bench.price", request)

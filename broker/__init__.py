@@ -9,7 +9,7 @@ from broker.errors import (
     ServiceDefinitionError,
     UnroutableError,
 )
-from broker.message import Reply
+from broker.protocol.message import Reply
 from broker.retry import Reject, Retry, RetryAfter
 from broker.service import Service
 

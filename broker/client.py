@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from broker.calls import Calls
-from broker.chain import DelayChain
-from broker.cid import new_cid
 from broker.errors import AckbackError, BrokerUnavailableError, NotAcceptedError, Rejected
-from broker.invoker import Template, check_cid, retrieved
-from broker.message import Publishing
-from broker.registry import name_of
+from broker.handling.calls import Calls
+from broker.handling.chain import DelayChain
+from broker.handling.invoker import retrieved
+from broker.hosting.naming import name_of
+from broker.protocol.cids import check_cid, new_cid
+from broker.protocol.message import Publishing
+from broker.protocol.requests import Template
 from broker.service import Callback, Callbacks, Service
-from broker.transport import Connection, Transport, create
+from broker.transport.factory import create
+from broker.transport.interface import Connection, Transport
 
 BULK_WINDOW = 2000
 BULK_WINDOW_BYTES = 16 * 1024 * 1024
@@ -188,7 +191,7 @@ class AsyncClient:
 
     def _request(self, target: str, template: Template, payload: Any, cid: str | None = None) -> Publishing:
         cid = new_cid() if cid is None else check_cid(cid)
-        return template.request(target, payload, cid, self._settings.worker.max_body)
+        return template.request(target, payload, cid, time.time(), self._settings.worker.max_body)
 
     @property
     def _is_connected(self) -> bool:

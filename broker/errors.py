@@ -1,11 +1,10 @@
-"""Every error that ackback raises, on one page."""
+"""Every error that ackback raises, on one page, and the problem that a failure reply tells of."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from broker.message import Problem
+PROBLEM_TYPE = "urn:ackback:problem:"
 
 
 class AckbackError(Exception):
@@ -95,6 +94,27 @@ class InvalidInputError(AckbackError):
     def __init__(self, detail: str, errors: list[dict[str, object]] | None = None) -> None:
         super().__init__(detail)
         self.errors = errors or []
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an invocation failed: what a failure reply says (RFC 9457, `application/problem+json`).
+
+    `type` is a URN that ends in the reason (`urn:ackback:problem:invalid`), `title` names the error in a
+    few words, `detail` says what happened. `attempts` counts the times the service was tried.
+    """
+
+    type: str
+    title: str
+    detail: str
+    service: str
+    attempts: int = 1
+    errors: tuple[dict[str, object], ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """The last word of `type`: `error`, `rejected`, `invalid`, `expired`, `timeout`, …"""
+        return self.type.removeprefix(PROBLEM_TYPE)
 
 
 class RemoteError(AckbackError):

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from broker.delay import MAXIMUM, whole_seconds
+from broker.protocol.delays import MAXIMUM, whole_seconds
 
 Errors = type[BaseException] | Iterable[type[BaseException]]
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Union
+from typing import Any, ClassVar, Protocol, Union
 
-from broker import codec
-from broker.message import Message
+from broker.protocol import bodies
+from broker.protocol.message import Message
 from broker.retry import Retry
-
-if TYPE_CHECKING:
-    from broker.invoker import Invocation
 
 # The last second of 32 bits, in the year 2106.
 LAST_SECOND = 0xFFFFFFFF
@@ -44,7 +41,7 @@ class Request:
         try:
             return self._payload
         except AttributeError:
-            self._payload = _lenient_text(self._message) if self.is_reply else codec.decode(self._message)
+            self._payload = _lenient_text(self._message) if self.is_reply else bodies.decode(self._message)
             return self._payload
 
     @property
@@ -59,7 +56,7 @@ class Request:
         Raises:
             InvalidInputError: it is not such text.
         """
-        return codec.text(self._message)
+        return bodies.text(self._message)
 
     @property
     def headers(self) -> Mapping[str, Any]:
@@ -110,6 +107,31 @@ class ServiceLogger(logging.LoggerAdapter[logging.Logger]):
         return msg, kwargs
 
 
+class Handling(Protocol):
+    """The handling of one message, as the service's instance sees it. What handles messages provides it."""
+
+    cid: str
+    request: Request
+
+    @property
+    def response(self) -> Response: ...
+    @property
+    def logger(self) -> ServiceLogger: ...
+    def invoke_async(
+        self,
+        name: str | type[Service],
+        payload: Any,
+        callback: Callbacks | None,
+        delay: float | None,
+        expiration: float | None,
+        priority: int | None,
+        headers: Mapping[str, Any] | None,
+        cid: str | None,
+    ) -> str: ...
+    def invoke(self, name: str | type[Service], payload: Any, timeout: float) -> Any: ...
+    async def call(self, name: str | type[Service], payload: Any, timeout: float) -> Any: ...
+
+
 class Service:
     """A named unit of work. Subclass it and write `handle`, either `def` or `async def`.
 
@@ -137,24 +159,24 @@ class Service:
     callback_from: ClassVar[Sequence[str] | None]
     """The services whose replies it takes as a callback, by name or pattern (`orders.*`); all if it is None, none if it is empty."""
 
-    _invocation: Invocation
+    _handling: Handling
 
     @property
     def cid(self) -> str:
         """The correlation ID of the invocation being handled; in a callback, the one `invoke_async` returned."""
-        return self._invocation.cid
+        return self._handling.cid
 
     @property
     def request(self) -> Request:
-        return self._invocation.request
+        return self._handling.request
 
     @property
     def response(self) -> Response:
-        return self._invocation.response
+        return self._handling.response
 
     @property
     def logger(self) -> ServiceLogger:
-        return self._invocation.logger
+        return self._handling.logger
 
     def invoke_async(
         self,
@@ -189,16 +211,7 @@ class Service:
             TypeError: the payload cannot be serialised.
             ServiceDefinitionError: a name cannot be a service's name.
         """
-        return self._invocation.invoke_async(
-            name,
-            payload,
-            callback=callback,
-            delay=delay,
-            expiration=expiration,
-            priority=priority,
-            headers=headers,
-            cid=cid,
-        )
+        return self._handling.invoke_async(name, payload, callback, delay, expiration, priority, headers, cid)
 
     def invoke(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
         """Invoke a service, wait, and return its response. For `def` handlers.
@@ -209,8 +222,8 @@ class Service:
             UnroutableError: nobody hosts it.
             RuntimeError: called on the event loop; use `await self.call(…)` there.
         """
-        return self._invocation.invoke(name, payload, timeout=timeout)
+        return self._handling.invoke(name, payload, timeout)
 
     async def call(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
         """Invoke a service, await and return its response. For `async def` handlers. Raises what `invoke` raises."""
-        return await self._invocation.call(name, payload, timeout=timeout)
+        return await self._handling.call(name, payload, timeout)

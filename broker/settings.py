@@ -32,7 +32,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError
 
 from broker.errors import ConfigurationError, ServiceDefinitionError
-from broker.naming import check_name
+from broker.protocol.names import check_name
 from broker.retry import Retry
 
 CONFIG_FILE = "config.toml"

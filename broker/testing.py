@@ -23,11 +23,12 @@ import pytest
 
 if TYPE_CHECKING:
     from broker.client import AsyncClient
-    from broker.daemon import Daemon
-    from broker.message import Message, Problem
-    from broker.registry import Registry
+    from broker.errors import Problem
+    from broker.hosting.registry import Registry
+    from broker.process.daemon import Daemon
+    from broker.protocol.message import Message
     from broker.settings import Settings
-    from broker.transport import Transport
+    from broker.transport.interface import Transport
 
 SETTLE_TIMEOUT = 30.0
 READY_TIMEOUT = 30.0
@@ -156,7 +157,7 @@ class Services:
 
     async def start(self) -> None:
         from broker.client import AsyncClient
-        from broker.daemon import Daemon
+        from broker.process.daemon import Daemon
 
         root = logging.getLogger()
         root.addHandler(self._records)
@@ -186,14 +187,13 @@ class Services:
         logging.getLogger().setLevel(self._level)
 
     def _on_dead(self, message: Message) -> None:
-        from broker import outcome
-        from broker.message import Problem
+        from broker.protocol import outcomes, problems
 
         headers = message.headers
-        service = str(headers.get(outcome.DEAD_SERVICE, ""))
-        error = Problem.from_json(str(headers.get(outcome.DEAD_ERROR, "")).encode(), service)
+        service = str(headers.get(outcomes.DEAD_SERVICE, ""))
+        error = problems.from_json(str(headers.get(outcomes.DEAD_ERROR, "")).encode(), service)
         self._dead.append(
-            DeadLetter(str(headers.get(outcome.DEAD_REASON)), service, message.correlation_id or "", error, message)
+            DeadLetter(str(headers.get(outcomes.DEAD_REASON)), service, message.correlation_id or "", error, message)
         )
 
 
@@ -208,7 +208,7 @@ class _Inspector:
 
     @classmethod
     async def open(cls, settings: Settings, registry: Registry, transport: Transport) -> _Inspector:
-        from broker.topology import durable_queues
+        from broker.protocol.queues import durable_queues
         from broker.transport.memory import MemoryBroker
 
         queues = [queue.name for queue in durable_queues((one.name for one in registry), settings.callbacks.queue)]
@@ -221,8 +221,8 @@ class _Inspector:
         return cls(await transport.connect(), queues, transport, channel)
 
     async def collect_dead_letters(self, on_dead: Callable[[Message], None]) -> None:
-        from broker.naming import DEAD_LETTERS
-        from broker.transport import Delivery
+        from broker.protocol.names import DEAD_LETTERS
+        from broker.transport.interface import Delivery
 
         def on_delivery(delivery: Delivery) -> None:
             on_dead(delivery.message)
@@ -250,9 +250,9 @@ def running_services(
     url: str = "memory://", config: str | None = None, paths: list[str] | None = None
 ) -> Iterator[Services]:
     """Run services for as long as the iterator is held: the body of the fixture `services`, for fixtures of your own."""
-    from broker import registry
+    from broker.hosting import registry
     from broker.settings import Settings
-    from broker.transport import create
+    from broker.transport.factory import create
     from broker.transport.memory import MemoryBroker
 
     settings = Settings.load(config).with_changes("broker", url=[url])

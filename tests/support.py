@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from broker import registry
-from broker.daemon import Daemon
-from broker.message import Message, Publishing
-from broker.naming import DEAD_LETTERS
+from broker.hosting import registry
+from broker.process.daemon import Daemon
+from broker.protocol.entities import Queue
+from broker.protocol.message import Message, Publishing
+from broker.protocol.names import DEAD_LETTERS
+from broker.protocol.queues import UNDERTAKER
 from broker.service import Service
 from broker.settings import Settings
-from broker.topology import UNDERTAKER
-from broker.transport import Connection, Delivery, Queue, Transport
+from broker.transport.interface import Connection, Delivery, Transport
 
 TIMEOUT = 30.0
 _counter = itertools.count(1)

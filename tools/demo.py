@@ -12,13 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-from broker import registry
 from broker.client import AsyncClient
-from broker.daemon import Daemon
 from broker.errors import BrokerUnavailableError
-from broker.message import Message
+from broker.hosting import registry
+from broker.process.daemon import Daemon
+from broker.protocol.message import Message
 from broker.settings import Settings, masked
-from broker.transport import Connection, Transport, create
+from broker.transport.factory import create
+from broker.transport.interface import Connection, Transport
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 20.0

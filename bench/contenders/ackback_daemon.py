@@ -20,9 +20,10 @@ from bench.contenders.common import (
     sized,
     tell,
 )
-from broker import AsyncClient, Service, registry
+from broker import AsyncClient, Service
+from broker.hosting import registry
+from broker.process.worker import serve
 from broker.settings import Settings
-from broker.worker import serve
 
 
 def settings(url: str, transport: str) -> Settings:

@@ -20,7 +20,7 @@ from pamqp import commands
 from pamqp.header import ProtocolHeader
 
 from bench.contenders.common import CALLBACK, CALLBACKS, PREFETCH, PRICE, main, tell
-from broker.message import Message
+from broker.protocol.message import Message
 from broker.transport import frames
 
 WINDOW = 1000

@@ -1,1 +1,5 @@
-"""Where idempotent services keep their outcomes: each module a kind of store (see `broker.idempotency.Store`)."""
+"""Where the outcomes of idempotent services are kept.
+
+In comes a message's identity, out comes the claim on it or the outcome that is kept. `interface.py` is what handling knows; memory, SQLite,
+PostgreSQL and Redis meet it, `factory.py` chooses.
+"""

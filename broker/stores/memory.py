@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from broker.idempotency import Claim
+from broker.stores.interface import Claim
 
 PRUNE_EVERY = 1000
 

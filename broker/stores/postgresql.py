@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from broker.errors import ConfigurationError
-from broker.idempotency import Claim, StoreError
+from broker.stores.interface import Claim, StoreError
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection

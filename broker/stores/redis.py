@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from broker.errors import ConfigurationError
-from broker.idempotency import Claim, StoreError
+from broker.stores.interface import Claim, StoreError
 
 PREFIX = "ackback:once:"
 TIMEOUT = 10.0

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from broker.errors import ConfigurationError
-from broker.idempotency import Claim, StoreError
+from broker.stores.interface import Claim, StoreError
 
 PRUNE_EVERY = 1000
 LOCKED_FOR = 10.0

@@ -28,9 +28,11 @@ from broker.errors import (
     UnencodableError,
     UnroutableError,
 )
-from broker.message import Message
+from broker.protocol.entities import Binding, Exchange, Queue
+from broker.protocol.message import Message
 from broker.settings import masked
-from broker.transport import Binding, Delivery, Exchange, Queue, explain, frames
+from broker.transport import explain, frames
+from broker.transport.interface import Delivery
 
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0

@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 
-from broker.message import Message
+from broker.protocol.message import Message
 from broker.transport.fields import cached_shortstr, encode_table, read_shortstr, read_table, shortstr
 
 FRAME_METHOD = 1

@@ -26,12 +26,12 @@ from aiormq.connection import TransportFactory
 from yarl import URL
 
 from broker.errors import ConnectionLostError, UnencodableError
-from broker.message import Message
+from broker.protocol.message import Message
 from broker.transport import frames
 from broker.transport.acks import Acks
 from broker.transport.amqp import AmqpConnection, AmqpConsumer, AmqpTransport
 from broker.transport.confirms import Confirms
-from broker.transport.protocol import LaneProtocol
+from broker.transport.stream import LaneProtocol
 
 
 class _Factory(TransportFactory):

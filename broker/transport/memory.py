@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
-from broker.message import Message
-from broker.transport import Binding, Delivery, Exchange, Queue
+from broker.protocol.entities import Binding, Exchange, Queue
+from broker.protocol.message import Message
+from broker.transport.interface import Delivery
 
 
 @dataclass(slots=True, eq=False)

@@ -7,8 +7,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from broker.transport import Transport
 from broker.transport.amqp import AmqpTransport
+from broker.transport.interface import Transport
 from broker.transport.lane import LaneTransport
 from broker.transport.memory import MemoryBroker
 from tests.proxy import Proxy

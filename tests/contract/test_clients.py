@@ -15,7 +15,7 @@ import pytest
 from broker import AckbackError, AsyncClient, Client, NotAcceptedError, RemoteError, Reply, Service, UnroutableError
 from broker.client import BULK_WINDOW
 from broker.errors import ServiceDefinitionError
-from broker.transport import Transport
+from broker.transport.interface import Transport
 from broker.transport.memory import MemoryBroker
 from tests.contract.conftest import Cuttable
 from tests.support import named, run, running, unique, until

@@ -13,8 +13,9 @@ import pytest
 
 from broker import Service
 from broker.errors import ConfigurationError
-from broker.message import Message, Publishing
-from broker.transport import Delivery, Queue, Transport
+from broker.protocol.entities import Queue
+from broker.protocol.message import Message, Publishing
+from broker.transport.interface import Delivery, Transport
 from broker.transport.memory import MemoryBroker
 from tests.contract.conftest import Cuttable
 from tests.support import delete_queues, run, running, unique, until

@@ -15,9 +15,11 @@ import pytest
 
 from broker import Service
 from broker.errors import ConfigurationError
-from broker.idempotency import Claim, StoreError, identity, open_store
-from broker.message import Message
-from broker.transport import Transport
+from broker.handling.idempotency import identity
+from broker.protocol.message import Message
+from broker.stores.factory import open_store
+from broker.stores.interface import Claim, StoreError
+from broker.transport.interface import Transport
 from tests.rabbitmq import free_port, install
 from tests.support import Running, run, running, unique, until
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from broker import Service
-from broker.message import Message
+from broker.protocol.message import Message
 from broker.transport.lane import LaneTransport
 from tests.support import run, running, unique
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from broker import Service
-from broker.message import Message, Publishing
-from broker.quarantine import QUARANTINE, queue_name
-from broker.transport import Connection, Delivery, Transport
+from broker.protocol.message import Message, Publishing
+from broker.protocol.quarantine import QUARANTINE, queue_name
+from broker.transport.interface import Connection, Delivery, Transport
 from broker.transport.memory import MemoryBroker
 from tests.contract.conftest import Cuttable
 from tests.support import DEAD_LETTERS, delete_queues, run, running, unique, until

@@ -10,10 +10,10 @@ import pytest
 
 from broker import Reject, Retry, RetryAfter, Service
 from broker.client import AsyncClient
-from broker.delay import level_name
-from broker.message import Message
-from broker.topology import DUE
-from broker.transport import Transport
+from broker.protocol.delays import level_name
+from broker.protocol.message import Message
+from broker.protocol.queues import DUE
+from broker.transport.interface import Transport
 from tests.support import delete_queues, named, run, running, unique, until
 
 AT_ONCE = Retry(attempts=3, first=0.0, jitter=0.0)

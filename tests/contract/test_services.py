@@ -12,8 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 from broker import AsyncClient, Reject, RemoteError, Reply, Service, UnroutableError
-from broker.message import Message
-from broker.transport import Transport
+from broker.protocol.message import Message
+from broker.transport.interface import Transport
 from broker.transport.memory import MemoryBroker
 from tests.support import TIMEOUT, named, run, running, unique, until
 

@@ -14,8 +14,8 @@ import pytest
 
 from broker import AsyncClient, Service
 from broker.errors import BrokerUnavailableError
-from broker.transport import Transport
 from broker.transport.amqp import AmqpTransport
+from broker.transport.interface import Transport
 from broker.transport.memory import MemoryBroker
 from tests.support import named, run, running, unique
 

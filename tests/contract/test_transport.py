@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
-from broker.message import Message, Publishing
-from broker.transport import Connection, Delivery, Queue, Transport
+from broker.protocol.entities import Queue
+from broker.protocol.message import Message, Publishing
+from broker.transport.interface import Connection, Delivery, Transport
 from tests.support import delete_queues, run, unique, until
 
 QUORUM: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": 3}

@@ -144,7 +144,7 @@ def ackback(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subpro
 
 def delete_all_queues(folder: Path, url: str) -> None:
 
-    from broker import registry
+    from broker.hosting import registry
     from broker.settings import Settings
 
     try:

@@ -170,12 +170,12 @@ def test_an_exported_file_imported_is_what_there_was(ackback: Ackback, dead: Pro
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         connection.channel().basic_publish("", "dead-letters", b"\x00\xffbody", properties)
     [before] = [ackback("dead", "show", "all").stdout]
-    assert ackback("dead", "export", "kept.jsonl").stderr == "1 dead letters written to kept.jsonl\n"
+    assert ackback("dead", "export", "kept.jsonl").stderr == "1 dead letter written to kept.jsonl\n"
     assert in_the_queue(rabbitmq_url) == 1
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         channel = connection.channel()
         _, first, body = channel.basic_get("dead-letters", auto_ack=True)
-        assert ackback("dead", "import", "kept.jsonl").stderr == "1 of 1 dead letters imported\n"
+        assert ackback("dead", "import", "kept.jsonl").stderr == "1 of 1 dead letter imported\n"
         _, second, again = channel.basic_get("dead-letters", auto_ack=True)
     for notes in ("x-delivery-count", "x-acquired-count"):
         first.headers.pop(notes, None)

@@ -15,7 +15,7 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from broker.message import Message
+from broker.protocol.message import Message
 from broker.transport import frames
 from broker.transport.amqp import _table
 

@@ -17,11 +17,11 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from broker.errors import ConnectionLostError, NotAcceptedError, UnroutableError
-from broker.invoker import retrieved
+from broker.handling.invoker import retrieved
 from broker.transport import frames
 from broker.transport.acks import Acks
 from broker.transport.confirms import Confirms
-from broker.transport.protocol import SHOW_HEARTBEAT_EVERY, LaneProtocol
+from broker.transport.stream import SHOW_HEARTBEAT_EVERY, LaneProtocol
 
 
 class Socket(asyncio.Transport):

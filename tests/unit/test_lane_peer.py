@@ -13,9 +13,10 @@ from pamqp.header import ContentHeader
 
 from broker import Service
 from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
-from broker.message import Message, Publishing
-from broker.transport import Delivery, Queue
+from broker.protocol.entities import Queue
+from broker.protocol.message import Message, Publishing
 from broker.transport.amqp import DECLARING_AT_ONCE, AmqpTransport
+from broker.transport.interface import Delivery
 from broker.transport.lane import LaneTransport
 from tests.fake_broker import FakeBroker, delivery, fake_broker
 from tests.support import named, run, running_daemon, unique, until

@@ -11,8 +11,8 @@ import threading
 import pytest
 
 from broker import log
+from broker.handling.threads import Threads
 from broker.settings import LogSection
-from broker.threads import Threads
 from tests.support import run, until
 
 

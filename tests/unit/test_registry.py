@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from broker import ConfigurationError, ServiceDefinitionError, registry
-from broker.registry import Registry
+from broker import ConfigurationError, ServiceDefinitionError
+from broker.hosting import registry
+from broker.hosting.registry import Registry
 from broker.settings import Settings
 from tests.support import unique
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import Retry, RetryAfter
-from broker.delay import LEVELS, MAXIMUM, delayed, due, level_name, target, whole_seconds
-from broker.message import Message, Publishing
+from broker.protocol.delays import LEVELS, MAXIMUM, delayed, due, level_name, target, whole_seconds
+from broker.protocol.message import Message, Publishing
 
 seconds = st.integers(1, MAXIMUM)
 own_headers = st.text().filter(lambda name: not name.startswith(("x-first-death-", "x-last-death-", "delayed")))

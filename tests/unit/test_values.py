@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter
 
-from broker import Retry, codec, outcome, undertaker
-from broker import headers as h
+from broker import Retry
 from broker.backoff import backoff
-from broker.cid import derived_cid, new_cid, seed_of
 from broker.errors import InvalidInputError, ServiceDefinitionError
-from broker.message import Message, Problem
-from broker.naming import check_name, default_name, kebab_case, name_problem
+from broker.protocol import bodies, deaths, outcomes, problems
+from broker.protocol import headers as h
+from broker.protocol.cids import derived_cid, new_cid, seed_of
+from broker.protocol.message import Message
+from broker.protocol.names import check_name, default_name, kebab_case, name_problem
 
 names = st.text(alphabet="abcXYZ019._:/-", min_size=1, max_size=200).filter(lambda name: name_problem(name) is None)
 json_values = st.recursive(
@@ -90,15 +91,18 @@ def test_own_queues_are_taken() -> None:
 
 @given(json_values)
 def test_what_is_encoded_decodes_to_the_same(value: Any) -> None:
-    body, content_type = codec.encode(value)
-    assert codec.decode(Message(body, content_type=content_type)) == value
+    body, content_type = bodies.encode(value)
+    assert bodies.decode(Message(body, content_type=content_type)) == value
     assert content_type == ("text/plain" if isinstance(value, str) else "application/json")
 
 
 @given(st.binary())
 def test_bytes_go_through_untouched(value: bytes) -> None:
-    body, content_type = codec.encode(value)
-    assert (codec.decode(Message(body, content_type=content_type)), content_type) == (value, "application/octet-stream")
+    body, content_type = bodies.encode(value)
+    assert (bodies.decode(Message(body, content_type=content_type)), content_type) == (
+        value,
+        "application/octet-stream",
+    )
 
 
 @given(
@@ -108,7 +112,7 @@ def test_bytes_go_through_untouched(value: bytes) -> None:
 def test_any_body_decodes_or_is_invalid(body: bytes, content_type: str | None) -> None:
     message = Message(body, content_type=content_type)
     try:
-        codec.decode(message)
+        bodies.decode(message)
     except InvalidInputError:
         assert content_type is not None
 
@@ -131,7 +135,7 @@ def test_any_body_decodes_or_is_invalid(body: bytes, content_type: str | None) -
     ],
 )
 def test_the_content_type_decides(body: bytes, content_type: str | None, encoding: str | None, payload: Any) -> None:
-    assert codec.decode(Message(body, content_type=content_type, content_encoding=encoding)) == payload
+    assert bodies.decode(Message(body, content_type=content_type, content_encoding=encoding)) == payload
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,7 @@ def test_the_content_type_decides(body: bytes, content_type: str | None, encodin
 )
 def test_what_is_not_what_it_says_is_invalid(body: bytes, content_type: str, encoding: str | None, words: str) -> None:
     with pytest.raises(InvalidInputError, match=words):
-        codec.decode(Message(body, content_type=content_type, content_encoding=encoding))
+        bodies.decode(Message(body, content_type=content_type, content_encoding=encoding))
 
 
 @pytest.mark.parametrize(
@@ -176,12 +180,12 @@ def test_what_is_not_what_it_says_is_invalid(body: bytes, content_type: str, enc
 def test_bodies_are_validated_against_the_annotation(
     annotation: Any, body: bytes, content_type: str | None, value: Any
 ) -> None:
-    assert codec.validate(Message(body, content_type=content_type), TypeAdapter(annotation)) == value
+    assert bodies.validate(Message(body, content_type=content_type), TypeAdapter(annotation)) == value
 
 
 def test_an_invalid_body_is_told_by_place_and_never_by_value() -> None:
     with pytest.raises(InvalidInputError) as caught:
-        codec.validate(Message(b'{"item": ["hunter2"], "quantity": "hunter2"}'), TypeAdapter(Order))
+        bodies.validate(Message(b'{"item": ["hunter2"], "quantity": "hunter2"}'), TypeAdapter(Order))
     assert [one["loc"] for one in caught.value.errors] == [["item"], ["quantity"]]
     assert "hunter2" not in str(caught.value) + json.dumps(caught.value.errors)
 
@@ -198,15 +202,15 @@ def test_what_json_does_not_know_but_pydantic_does() -> None:
         "sum": Decimal("1.10"),
         "nan": math.nan,
     }
-    assert json.loads(codec.encode(value)[0]) == {
+    assert json.loads(bodies.encode(value)[0]) == {
         "point": {"x": 1},
         "id": "00000000-0000-0000-0000-000000000001",
         "at": "2026-01-01T00:00:00Z",
         "sum": "1.10",
         "nan": None,
     }
-    with pytest.raises(codec.UnserialisableError, match="a dict cannot be sent as JSON"):
-        codec.encode({"x": object()})
+    with pytest.raises(bodies.UnserialisableError, match="a dict cannot be sent as JSON"):
+        bodies.encode({"x": object()})
 
 
 # Headers
@@ -264,10 +268,10 @@ def test_derived_cids_depend_on_message_service_and_ordinal_alone(message_id: st
 
 @given(st.text(max_size=30_000), st.text(max_size=5_000))
 def test_a_dead_letters_headers_stay_small(traceback: str, detail: str) -> None:
-    problem = outcome.problem("error", "E", detail, "service")
-    dead = outcome.dead_letter(Message(b"x"), "error", problem, traceback).message
+    problem = problems.problem("error", "E", detail, "service")
+    dead = outcomes.dead_letter(Message(b"x"), "error", problem, traceback).message
     told = json.loads(dead.headers["dead-error"])
-    assert len(json.dumps(told.get("traceback", ""))) <= outcome.MAX_TRACEBACK
+    assert len(json.dumps(told.get("traceback", ""))) <= outcomes.MAX_TRACEBACK
     assert len(dead.headers["dead-error"]) < 32 * 1024
     assert traceback[-50:] in told.get("traceback", traceback)
 
@@ -275,7 +279,7 @@ def test_a_dead_letters_headers_stay_small(traceback: str, detail: str) -> None:
 def test_what_rabbitmq_would_act_on_again_is_set_aside_in_a_dead_letter() -> None:
     headers = {"CC": ["elsewhere"], "mine": 1, "x-delivery-count": 3}
     message = Message(b"x", headers=headers, expiration=500, user_id="erp", message_id="m")
-    target, dead, _ = outcome.dead_letter(message, "error", outcome.problem("error", "E", "d", "s"))
+    target, dead, _ = outcomes.dead_letter(message, "error", problems.problem("error", "E", "d", "s"))
     assert target == "dead-letters"
     assert dead.headers["dead-original"] == {"CC": ["elsewhere"], "expiration": "500", "user_id": "erp"}
     assert (dead.expiration, dead.user_id, dead.message_id, dead.headers["mine"]) == (None, None, "m", 1)
@@ -285,22 +289,22 @@ def test_what_rabbitmq_would_act_on_again_is_set_aside_in_a_dead_letter() -> Non
 
 def test_a_reply_is_never_replied_to() -> None:
     reply = Message(b"x", reply_to="callbacks", headers={"status": "ok"}, correlation_id="c")
-    assert outcome.reply(reply, "s", b"", None) is None
-    assert outcome.failure(reply, "error", outcome.problem("error", "E", "d", "s")).reply is None
+    assert outcomes.reply(reply, "s", b"", None) is None
+    assert outcomes.failure(reply, "error", problems.problem("error", "E", "d", "s")).reply is None
 
 
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_failure_body_becomes_a_problem(body: bytes) -> None:
-    problem = Problem.from_json(body, "service")
+    problem = problems.from_json(body, "service")
     assert isinstance(problem.detail, str)
     assert isinstance(problem.attempts, int)
 
 
 def test_a_problem_survives_the_wire() -> None:
-    problem = outcome.problem(
+    problem = problems.problem(
         "invalid", "Invalid input", "no", "s", 3, errors=({"loc": ["a", 1], "msg": "m", "type": "t"},)
     )
-    assert Problem.from_json(problem.to_json(traceback="…"), "") == problem
+    assert problems.from_json(problems.to_json(problem, traceback="…"), "") == problem
     assert problem.reason == "invalid"
 
 
@@ -309,7 +313,7 @@ def test_the_undertaker_names_the_reason() -> None:
         message = Message(
             headers={"x-death": [{"reason": reason, "queue": "orders", "count": 1}], **more}, correlation_id="c"
         )
-        dead = undertaker.bury(message).dead
+        dead = deaths.bury(message).dead
         assert dead is not None
         return dead.message.headers
 
@@ -317,7 +321,7 @@ def test_the_undertaker_names_the_reason() -> None:
     limit = buried("delivery_limit", **{"x-delivery-count": 21})
     assert (limit["dead-reason"], limit["dead-service"], limit["dead-attempts"]) == ("delivery-limit", "orders", 21)
     assert buried("maxlen")["dead-reason"] == "error"
-    nonsense = undertaker.bury(Message(headers={"x-death": "nonsense"})).dead
+    nonsense = deaths.bury(Message(headers={"x-death": "nonsense"})).dead
     assert nonsense is not None
     assert "does not say why" in nonsense.message.headers["dead-error"]
 

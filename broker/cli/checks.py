@@ -1,0 +1,83 @@
+"""What `ackback check` looks at, one step after the other, each with what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from broker.errors import AckbackError
+from broker.hosting import registry
+from broker.protocol.message import Message, Publishing
+from broker.protocol.queues import delay_chain, durable_queues, reply_queue, with_what_leads_there
+from broker.settings import Settings
+from broker.transport.factory import create
+from broker.transport.interface import Connection, Delivery
+
+PROBE_TIMEOUT = 10.0
+
+Step = tuple[str, str | None]
+
+
+async def checks(config: Path | None, paths: Sequence[str] | None) -> AsyncIterator[Step]:
+    """Yield what was checked, and the problem if there is one. What depends on a step that failed is left out."""
+    try:
+        settings = Settings.load(config)
+    except AckbackError as error:
+        yield "configuration", str(error)
+        return
+    yield f"configuration: {settings.file or 'no file, only defaults and the environment'}", None
+    services = None
+    try:
+        services = registry.load(settings, paths)
+        yield f"services: {len(services)} found", None
+    except AckbackError as error:
+        yield "services", str(error)
+    transport = create(settings.urls, settings.broker.transport)
+    try:
+        connection = await transport.connect()
+    except AckbackError as error:
+        yield "connection", f"{error}; is RabbitMQ running there, and is [broker] url right?"
+        return
+    yield f"connection: {transport.address}", None
+    try:
+        for queue in durable_queues((one.name for one in services or ()), settings.callbacks.queue):
+            try:
+                await connection.declare(*with_what_leads_there(queue))
+                yield f"queue {queue.name}", None
+            except AckbackError as error:
+                yield f"queue {queue.name}", str(error)
+        try:
+            await connection.declare(*delay_chain())
+            yield "delays (retries, delay=)", None
+        except AckbackError as error:
+            yield "delays (retries, delay=)", str(error)
+        yield await _probe(connection)
+    finally:
+        await connection.close()
+
+
+async def _probe(connection: Connection) -> Step:
+    """Send a message through an exclusive queue: permission to write to the default exchange, and to read."""
+    what = "publish and consume"
+    queue = reply_queue()
+    arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_delivery(delivery: Delivery) -> None:
+        delivery.ack()
+        if not arrived.done():
+            arrived.set_result(None)
+
+    try:
+        await connection.declare(queue)
+        await connection.consume(queue.name, 1, on_delivery, lambda _: None)
+        await connection.publish(Publishing(queue.name, Message(b"ackback check")))
+        await asyncio.wait_for(arrived, PROBE_TIMEOUT)
+    except AckbackError as error:
+        return what, f"{error}; the user needs write permission for amq.default and read permission for its queues"
+    except TimeoutError:
+        return (
+            what,
+            f"a message did not come back within {PROBE_TIMEOUT:g} s; is an alarm raised? See rabbitmqctl status",
+        )
+    return what, None

@@ -1,0 +1,101 @@
+"""`ackback send` and `ackback call`: invocations from a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from broker.cli.console import Config, Debug, progress, quiet_settings
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The service.")]
+Payload = Annotated[
+    str,
+    typer.Argument(metavar="PAYLOAD", help="JSON if it parses, else text; - reads standard input.", show_default=False),
+]
+
+
+def send(
+    name: Name,
+    payload: Payload = "",
+    callback: Annotated[
+        list[str] | None,
+        typer.Option("--callback", metavar="NAME", help="The service that gets the reply; may be repeated."),
+    ] = None,
+    delay: Annotated[
+        float | None, typer.Option("--delay", min=0, metavar="S", help="Seconds before it reaches the service.")
+    ] = None,
+    expiration: Annotated[
+        float | None, typer.Option("--expiration", min=0, metavar="S", help="Seconds after which it expires.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Send it N times.")] = 1,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Invoke a service in the background and print the CID."""
+    from broker.client import Client
+
+    value = _payload(payload)
+    options: dict[str, Any] = {"callback": callback or None, "delay": delay, "expiration": expiration}
+    with Client(settings=quiet_settings(config)) as client:
+        if count == 1:
+            typer.echo(client.invoke_async(name, value, **options))
+            return
+        with progress("sending", count) as advance:
+            cids = client.invoke_many(name, _repeated(value, count, advance), **options)
+    if sys.stdout.isatty():
+        typer.echo(f"{len(cids)} requests accepted by {name}, CIDs {cids[0]} to {cids[-1]}")
+    else:
+        typer.echo("\n".join(cids))
+
+
+def call(
+    name: Name,
+    payload: Payload = "",
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, metavar="S", help="Seconds to wait for the reply.")
+    ] = 30.0,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Invoke a service, wait, and print the response."""
+    from broker.client import Client
+
+    value = _payload(payload)
+    with Client(settings=quiet_settings(config)) as client:
+        _print(client.invoke(name, value, timeout=timeout))
+
+
+def _payload(text: str) -> Any:
+    if text == "-":
+        body = sys.stdin.buffer.read()
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            return body
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _repeated(value: Any, count: int, advance: Callable[[], object]) -> Iterator[Any]:
+    for _ in range(count):
+        yield value
+        advance()
+
+
+def _print(response: Any) -> None:
+    if isinstance(response, bytes):
+        sys.stdout.buffer.write(response)
+    elif isinstance(response, str):
+        typer.echo(response)
+    else:
+        typer.echo(json.dumps(response, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))

@@ -1,0 +1,64 @@
+"""`ackback run`: a daemon."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from broker.cli.console import Config, Debug
+
+
+def run(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH", help="Folders, files or dotted modules with services.", show_default=False),
+    ] = None,
+    config: Config = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", min=1, metavar="N", help="Processes; by default as configured (1).")
+    ] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Restart when a service's file changes (for development).")
+    ] = False,
+    debug: Debug = False,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
+) -> None:
+    """Run a daemon that hosts services."""
+    from broker import log
+    from broker.hosting import registry
+    from broker.settings import Settings
+
+    settings = Settings.load(config)
+    if workers is not None:
+        settings = settings.with_changes("worker", processes=workers)
+    log.setup(settings.log, debug=debug)
+    if not worker and (reload or settings.worker.processes > 1):
+        sys.exit(_supervise(settings, paths or [], config, reload=reload, debug=debug))
+    from broker.process.worker import serve
+
+    services = registry.load(settings, paths or None)
+    for name in settings.service:
+        if name not in services:
+            near = services.nearest(name)
+            hint = f"; did you mean {near!r}?" if near else ""
+            log.logger.warning('[service."%s"] configures a service that is not hosted here%s', name, hint)
+    sys.exit(serve(settings, services, parent_pipe=worker))
+
+
+def _supervise(settings: Any, paths: list[str], config: Path | None, *, reload: bool, debug: bool) -> int:
+    from broker.process.supervisor import Supervisor, watcher
+
+    arguments = ["run", "--worker", "--workers", "1", *(["--debug"] if debug else [])]
+    if config is not None:
+        arguments += ["--config", str(config)]
+    changed = None
+    if reload:
+        folders = (
+            [Path(path) for path in paths] if paths else [settings.folder / path for path in settings.services.paths]
+        )
+        watched = [folder for folder in folders if folder.exists()] + ([settings.file] if settings.file else [])
+        changed = watcher(watched or [Path.cwd()])
+    return Supervisor([*arguments, "--", *paths], settings.worker.processes, settings.worker.grace, changed).run()

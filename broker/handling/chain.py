@@ -1,0 +1,48 @@
+"""Publishing into the delay chain, which is declared when a connection first needs it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from broker.errors import UnroutableError
+from broker.protocol.message import Publishing
+from broker.protocol.queues import delay_chain
+from broker.transport.interface import Connection
+
+
+class DelayChain:
+    """The chain that `delay.py` describes, as one process uses it."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+        self._declaring: asyncio.Task[None] | None = None
+
+    async def publish(self, connection: Connection, publishing: Publishing) -> None:
+        """Publish to the chain; done once the broker has confirmed.
+
+        Raises:
+            ConfigurationError: the chain cannot be declared; the message says why.
+            NotAcceptedError: the broker refused the message.
+            ConnectionLostError: the connection ended first.
+        """
+        await self._declared(connection)
+        try:
+            await connection.publish(publishing)
+        except UnroutableError:  # somebody has deleted parts of it
+            self.forget()
+            await self._declared(connection)
+            await connection.publish(publishing)
+
+    def forget(self) -> None:
+        """The chain is not whole any more: declare it again before the next use."""
+        self._connection = None
+
+    async def _declared(self, connection: Connection) -> None:
+        if self._connection is not connection or self._declaring is None or _failed(self._declaring):
+            self._connection = connection
+            self._declaring = asyncio.ensure_future(connection.declare(*delay_chain()))
+        await asyncio.shield(self._declaring)
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

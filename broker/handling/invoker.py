@@ -1,0 +1,65 @@
+"""What all invocations of a process share: its services, its calls, and the connection of the moment."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import cast
+
+from broker.errors import ConnectionLostError
+from broker.handling.calls import Calls
+from broker.handling.chain import DelayChain
+from broker.hosting.registry import Registry
+from broker.protocol import quarantine
+from broker.protocol.message import Publishing
+from broker.protocol.queues import own_queue, with_what_leads_there
+from broker.service import Callback, Callbacks
+from broker.transport.interface import Connection
+
+
+class Invoker:
+    """What all invocations of a process share: its services, its calls, and the connection of the moment."""
+
+    def __init__(self, registry: Registry, callback_queue: str, max_body: int) -> None:
+        self.registry = registry
+        self.callback_queue = callback_queue
+        self.quarantine_queue = quarantine.queue_name(callback_queue)
+        self.max_body = max_body
+        self.calls = Calls()
+        self.chain = DelayChain()
+        self.loop = asyncio.get_running_loop()
+        self.loop_thread = threading.get_ident()
+        self.connection: Connection | None = None
+
+    def publish(self, publishing: Publishing) -> asyncio.Future[None]:
+        """Publish on the connection of the moment; see `Connection.publish` and `DelayChain.publish`."""
+        if self.connection is None:
+            refused: asyncio.Future[None] = self.loop.create_future()
+            refused.set_exception(ConnectionLostError("there is no connection to RabbitMQ"))
+            return refused
+        if publishing.exchange:
+            return self.loop.create_task(self.chain.publish(self.connection, publishing))
+        return self.connection.publish(publishing)
+
+    def hosts(self, queue: str) -> bool:
+        """Whether the queue is one that this process declares."""
+        return queue in self.registry or queue in (self.callback_queue, self.quarantine_queue)
+
+    async def declare_own(self, queue: str) -> None:
+        """Declare a queue of our own again, as somebody has deleted it."""
+        if self.connection is None:
+            raise ConnectionLostError("there is no connection to RabbitMQ")
+        await self.connection.declare(*with_what_leads_there(own_queue(queue)))
+
+    def names(self, callback: Callbacks) -> tuple[str, ...]:
+        """The names that the `callback` argument stands for."""
+        if isinstance(callback, str):
+            return (self.registry.name_of(callback),)
+        given = callback if isinstance(callback, (list, tuple)) else [callback]
+        return tuple(dict.fromkeys(self.registry.name_of(cast(Callback, one)) for one in given))
+
+
+def retrieved(confirm: asyncio.Future[None]) -> None:
+    """A callback for a confirm that nobody waits for any more: its error is no news."""
+    if not confirm.cancelled():
+        confirm.exception()

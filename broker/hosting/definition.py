@@ -1,0 +1,191 @@
+"""All that is worked out once about a service class."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PydanticUserError, TypeAdapter
+from pydantic_core import PydanticUndefined
+
+from broker.errors import ServiceDefinitionError
+from broker.hosting.naming import name_of, where
+from broker.retry import Retry
+from broker.service import Callback, Callbacks, Service
+
+if TYPE_CHECKING:
+    from broker.settings import Settings
+
+DEFAULTS: Mapping[str, Any] = {
+    "concurrency": 50,
+    "timeout": None,
+    "retry": Retry(),
+    "outbox": False,
+    "idempotent": False,
+    "callback": None,
+    "callback_from": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDefinition:
+    """A service as the process hosts it. `takes` and `returns` are None where `handle` has no annotation."""
+
+    name: str
+    cls: type[Service]
+    is_async: bool
+    has_parameter: bool
+    default: Any
+    takes: TypeAdapter[Any] | None
+    returns: TypeAdapter[Any] | None
+    concurrency: int
+    timeout: float | None
+    retry: Retry | None
+    outbox: bool
+    idempotent: bool
+    callbacks: tuple[str, ...]
+    callback_from: tuple[str, ...] | None
+
+    @property
+    def input_type(self) -> str:
+        """The annotation of `handle`'s parameter, for display; `-` without one."""
+        return _shown(inspect.signature(self.cls.handle).parameters, has=self.has_parameter)  # type: ignore[attr-defined]
+
+    @property
+    def output_type(self) -> str:
+        """The return annotation of `handle`, for display; `-` without one."""
+        annotation = inspect.signature(self.cls.handle).return_annotation  # type: ignore[attr-defined]
+        return "-" if annotation is inspect.Signature.empty else _annotation(annotation)
+
+    @property
+    def handles_errors(self) -> bool:
+        return hasattr(self.cls, "handle_error")
+
+
+def _shown(parameters: Mapping[str, inspect.Parameter], *, has: bool) -> str:
+    return _annotation(list(parameters.values())[1].annotation) if has else "-"
+
+
+def _annotation(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def define(cls: type[Service], name: str, names: Mapping[type[Service], str], settings: Settings) -> ServiceDefinition:
+    handle = cls.handle  # type: ignore[attr-defined]
+    parameter, hints = _signature(cls, handle)
+    has_parameter = parameter is not None
+    default = parameter.default if parameter and parameter.default is not parameter.empty else PydanticUndefined
+    options = _options(cls, name, settings)
+    if handle_error := getattr(cls, "handle_error", None):
+        _check_handle_error(cls, handle_error)
+    own_queues = frozenset({settings.callbacks.queue})
+    return ServiceDefinition(
+        name=name,
+        cls=cls,
+        is_async=inspect.iscoroutinefunction(handle),
+        has_parameter=has_parameter,
+        default=default,
+        takes=_adapter(cls, hints[parameter.name]) if parameter else None,
+        returns=_response_adapter(cls, hints.get("return")),
+        concurrency=options["concurrency"],
+        timeout=options["timeout"],
+        retry=options["retry"],
+        outbox=options["outbox"],
+        idempotent=options["idempotent"],
+        callback_from=None if options["callback_from"] is None else tuple(options["callback_from"]),
+        callbacks=tuple(_callback_names(options["callback"], names, own_queues, cls)),
+    )
+
+
+def _signature(cls: type[Service], handle: Any) -> tuple[inspect.Parameter | None, dict[str, Any]]:
+    if inspect.isasyncgenfunction(handle) or inspect.isgeneratorfunction(handle):
+        raise ServiceDefinitionError(f"{where(cls)}: `handle` must not be a generator; return the whole response")
+    if not inspect.isfunction(handle) or isinstance(inspect.getattr_static(cls, "handle"), (staticmethod, classmethod)):
+        raise ServiceDefinitionError(
+            f"{where(cls)}: `handle` must be a method: def handle(self) or async def handle(self)"
+        )
+    parameters = list(inspect.signature(handle).parameters.values())[1:]
+    if len(parameters) > 1:
+        listed = ", ".join(str(one) for one in parameters)
+        raise ServiceDefinitionError(
+            f"{where(cls)}: `handle` takes the message's body as its one parameter besides self, not {len(parameters)} "
+            f"({listed}); put them in a model"
+        )
+    if not parameters:
+        return None, _hints(cls, handle)
+    parameter = parameters[0]
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY):
+        raise ServiceDefinitionError(
+            f"{where(cls)}: `handle` takes the body as a plain parameter, not as {str(parameter)!r}"
+        )
+    hints = _hints(cls, handle)
+    if parameter.name not in hints:
+        raise ServiceDefinitionError(
+            f"{where(cls)}: parameter `{parameter.name}` of `handle` has no annotation; annotate it with the type to validate "
+            "the body against (Any for no validation), or take no parameter and use self.request.payload"
+        )
+    return parameter, hints
+
+
+def _hints(cls: type[Service], handle: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(handle, include_extras=True)
+    except Exception as error:
+        raise ServiceDefinitionError(f"{where(cls)}: the annotations of `handle` cannot be resolved: {error}") from None
+
+
+def _check_handle_error(cls: type[Service], handle_error: Any) -> None:
+    if not inspect.isfunction(handle_error) or len(inspect.signature(handle_error).parameters) != 2:
+        raise ServiceDefinitionError(
+            f"{where(cls)}: `handle_error` must be a method with one parameter: def handle_error(self, error)"
+        )
+
+
+def _adapter(cls: type[Service], annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation)
+    except PydanticUserError as error:
+        raise ServiceDefinitionError(f"{where(cls)}: pydantic cannot handle {annotation!r}: {error.message}") from None
+
+
+def _response_adapter(cls: type[Service], annotation: Any) -> TypeAdapter[Any] | None:
+    if annotation is None or annotation is type(None) or annotation is Any:
+        return None
+    try:
+        return TypeAdapter(annotation)
+    except PydanticUserError:
+        # A return annotation that only documents (a Reply, say) asks nothing of pydantic.
+        return None
+
+
+def _options(cls: type[Service], name: str, settings: Settings) -> dict[str, Any]:
+    from broker.settings import ServiceOptions  # slow to import, and no client needs it
+
+    of_class = {key: getattr(cls, key) for key in DEFAULTS if hasattr(cls, key)}
+    try:
+        checked = ServiceOptions.model_validate(
+            {k: v for k, v in of_class.items() if k not in ("retry", "callback") and v is not None}
+        )
+    except ValueError as error:
+        raise ServiceDefinitionError(f"{where(cls)}: {error}") from None
+    if not isinstance(of_class.get("retry"), (Retry, type(None))):
+        raise ServiceDefinitionError(f"{where(cls)}: `retry` must be a Retry or None")
+    options = {**settings.defaults.over(DEFAULTS), **of_class}
+    for configured in (checked, settings.service.get(name)):
+        options = configured.over(options) if configured else options
+    return options
+
+
+def _callback_names(
+    callbacks: Callbacks | None, names: Mapping[type[Service], str], own_queues: frozenset[str], cls: type[Service]
+) -> Iterator[str]:
+    if callbacks is None:
+        return
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        try:
+            yield name_of(typing.cast(Callback, callback), names, own_queues)
+        except ServiceDefinitionError as error:
+            raise ServiceDefinitionError(f"{where(cls)}: callback: {error}") from None

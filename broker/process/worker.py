@@ -1,0 +1,93 @@
+"""One worker process: an event loop, a daemon on it, and the signals that stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from broker.hosting.registry import Registry
+from broker.log import logger
+from broker.process.daemon import Daemon
+from broker.settings import Settings
+from broker.transport.factory import create
+
+STOPPED_AT_ONCE = 1
+UP = b"up"
+# Hundreds of messages in flight are thousands of young objects: by Python's defaults the collector would look at them again and again,
+# which took a fifth of a busy worker's time. Reference counting frees nearly all that a message leaves behind.
+GC_THRESHOLDS = (50_000, 20, 20)
+
+
+def serve(settings: Settings, registry: Registry, *, parent_pipe: bool = False) -> int:
+    """Run a daemon until SIGTERM or SIGINT; return the exit code. A second signal ends the process at once.
+
+    With `parent_pipe` standard input is a socket to the parent: its end is a signal, too, as the parent has died; and what says that the
+    queues are there is written to it.
+
+    Raises:
+        ConfigurationError: at the start, a queue cannot be used as it is.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings, registry, parent_pipe=parent_pipe))
+    return 0
+
+
+async def _serve(settings: Settings, registry: Registry, *, parent_pipe: bool) -> None:
+    daemon = Daemon(settings, registry, create(settings.urls, settings.broker.transport))
+    signals = 0
+
+    def on_signal(name: str) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            logger.warning("%s again: stopping at once; what is unfinished goes back to its queue", name)
+            os._exit(STOPPED_AT_ONCE)
+        logger.info("%s: draining; once more to stop at once", name)
+        daemon.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number.name)
+    if parent_pipe:
+        _watch_parent(loop, daemon.stop)
+        async with asyncio.TaskGroup() as group:
+            telling = group.create_task(_tell_parent(daemon))
+            await daemon.run()
+            telling.cancel()
+    else:
+        await daemon.run()
+
+
+async def _tell_parent(daemon: Daemon) -> None:
+    await daemon.up.wait()
+    with contextlib.suppress(OSError):
+        os.write(sys.stdin.fileno(), UP)
+
+
+def _watch_parent(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    def wait_for_the_end() -> None:
+        with contextlib.suppress(ConnectionResetError):  # it died before it read what was written to it
+            while os.read(sys.stdin.fileno(), 1024):
+                pass
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop)
+
+    threading.Thread(target=wait_for_the_end, name="ackback-parent", daemon=True).start()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's event loop where it is installed."""
+    try:
+        return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
+    except ImportError:
+        return None

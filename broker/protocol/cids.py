@@ -1,0 +1,64 @@
+"""Correlation IDs: new ones are random, those made inside a handler are derived."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from broker.protocol.message import Message
+
+MAX_SHORTSTR = 255
+
+_BYTES = 16
+_KEY = b"ackback invocation"
+
+
+def new_cid() -> str:
+    """128 random bits in hex."""
+    return os.urandom(_BYTES).hex()
+
+
+def check_cid(cid: str) -> str:
+    """Return a CID that a user gave, if AMQP can carry it.
+
+    Raises:
+        ValueError: it is empty or longer than 200 bytes.
+    """
+    if not isinstance(cid, str) or not cid or len(cid.encode()) > 200:
+        raise ValueError(f"a CID is a string of 1 to 200 bytes, not {cid!r:.60}")
+    return cid
+
+
+def derived_cid(seed: bytes, ordinal: int) -> str:
+    """The CID of the `ordinal`th invocation (from 0) of the handler that `seed` stands for.
+
+    The same for every attempt, so that what a retried or redelivered handler sends again is recognised.
+    """
+    return hashlib.blake2b(b"%b/%d" % (seed, ordinal), digest_size=_BYTES, key=_KEY).hexdigest()
+
+
+def reply_id(cid: str, callback: str = "") -> str:
+    """The message ID of the reply to `cid`, or of its copy for one callback.
+
+    A foreign CID may be as long as AMQP allows a message ID to be (255 bytes): then a hash of it takes its place.
+    """
+    suffix = f"/reply/{callback}" if callback else "/reply"
+    if len(cid) * 4 + len(suffix) > MAX_SHORTSTR and len(_encoded(cid)) + len(suffix) > MAX_SHORTSTR:
+        cid = hashlib.blake2b(_encoded(cid), digest_size=_BYTES).hexdigest()
+    return cid + suffix
+
+
+def seed_of(message: Message, service: str, cid: str) -> bytes:
+    """What the derived CIDs of one message's handling hang on: its ID and the service.
+
+    Foreign clients may leave the message ID out and use one correlation ID again and again: then the body counts, too.
+    """
+    if message.message_id:
+        return _encoded(f"{service}\0{message.message_id}")
+    body = hashlib.blake2b(message.body, digest_size=_BYTES).digest()
+    return _encoded(f"{service}\0{cid}\0") + body
+
+
+def _encoded(text: str) -> bytes:
+    # What a foreign client sends need not be UTF-8; the transports keep it byte for byte.
+    return text.encode("utf-8", "surrogateescape")

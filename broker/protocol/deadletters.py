@@ -1,0 +1,118 @@
+"""Reading the dead letters: what each died of, which ones are meant, and what is to be published to try one again."""
+
+from __future__ import annotations
+
+import json
+from copy import copy
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import Any
+
+from broker.protocol import headers as h
+from broker.protocol.message import Message, Publishing
+from broker.protocol.names import name_problem
+from broker.protocol.outcomes import (
+    BROKERS_NOTES,
+    DEAD_AT,
+    DEAD_ATTEMPTS,
+    DEAD_ERROR,
+    DEAD_ORIGINAL,
+    DEAD_REASON,
+    DEAD_SERVICE,
+)
+
+REASONS = ("error", "rejected", "invalid", "expired", "delivery-limit", "no-callback", "unroutable", "too-large")
+
+_DEAD = frozenset({DEAD_REASON, DEAD_SERVICE, DEAD_ATTEMPTS, DEAD_AT, DEAD_ERROR, DEAD_ORIGINAL})
+_DEATHS = ("x-death", "x-first-death-", "x-last-death-")
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What the headers of a dead letter say. What they do not say, or not properly, is empty."""
+
+    cid: str
+    reason: str
+    service: str
+    attempts: int
+    at: datetime | None
+    error: dict[str, Any]
+    message: Message
+
+    @classmethod
+    def of(cls, message: Message) -> DeadLetter:
+        headers = {k: v for k, v in message.headers.items() if k not in BROKERS_NOTES}
+        attempts = headers.get(DEAD_ATTEMPTS)
+        return cls(
+            message.correlation_id or "",
+            str(headers.get(DEAD_REASON, "")),
+            str(headers.get(DEAD_SERVICE, "")),
+            attempts if isinstance(attempts, int) else 0,
+            _time(headers.get(DEAD_AT)),
+            _object(headers.get(DEAD_ERROR)),
+            replace(message, headers=headers),
+        )
+
+    def age(self, now: datetime) -> timedelta | None:
+        return None if self.at is None else now - self.at
+
+    def replayed(self, callback_queue: str, now: datetime) -> Publishing | None:
+        """The original message, to be published to the queue that it was for; None if nothing says which.
+
+        Its attempts begin again, and so does its expiration: it is replayed `now`.
+        """
+        headers = self.message.headers
+        original = headers.get(DEAD_ORIGINAL)
+        original = original if isinstance(original, dict) else {}
+        queue = original.get("queue") or self.service or (callback_queue if self.reason == "no-callback" else "")
+        if not isinstance(queue, str) or (not original.get("queue") and name_problem(queue)):
+            return None
+        again = copy(self.message)
+        again.headers = {k: v for k, v in headers.items() if k not in _DEAD and not k.startswith(_DEATHS)}
+        again.headers.pop(h.ATTEMPT, None)
+        expiration = original.get("expiration")
+        if isinstance(expiration, str) and expiration.isascii() and expiration.isdigit():
+            again.expiration = int(expiration)
+            again.timestamp = int(now.timestamp())
+        return Publishing(queue, again)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which dead letters are meant: those that every given condition holds for. Services may be patterns such as `orders.*`."""
+
+    cids: frozenset[str] = frozenset()
+    reasons: frozenset[str] = frozenset()
+    services: tuple[str, ...] = ()
+    older_than: timedelta | None = None
+    newer_than: timedelta | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.cids or self.reasons or self.services or self.older_than or self.newer_than)
+
+    def matches(self, dead: DeadLetter, now: datetime) -> bool:
+        age = dead.age(now)
+        return (
+            (not self.cids or dead.cid in self.cids)
+            and (not self.reasons or dead.reason in self.reasons)
+            and (not self.services or any(fnmatchcase(dead.service, pattern) for pattern in self.services))
+            and (self.older_than is None or (age is not None and age > self.older_than))
+            and (self.newer_than is None or (age is not None and age < self.newer_than))
+        )
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _object(text: Any) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,112 @@
+"""Messages that are to arrive later: the way of a retry's wait and of `delay=`, all of it in the broker.
+
+A chain of queues, one for each bit of a whole number of seconds, as NServiceBus and Celery have it. Where the bit is 1, a
+message waits in that level's queue for its power of two of seconds, by the queue's TTL; where it is 0, it is passed on at once:
+
+    ackback.delay.24 ─┬─ *1* ─→ queue, 2**24 s ─┬─→ ackback.delay.23 ─┬─ … ─→ ackback.delay.00 ─┬─→ queue, 1 s ─┬─→ ackback.due
+                      └─ *0* ───────────────────┘                     └─ … ─→                   └───────────────┘
+
+The routing key spells the bits (`0.0.….1.0.1`). One TTL for all of a queue's messages, as RabbitMQ looks for expired ones at a queue's
+head only. Each step is dead-lettering `at-least-once`, so no step loses one. What leaves the chain comes to the queue `ackback.due`,
+whose consumers publish it to the queue that its header `delayed` names. That header also keeps what would be acted on in the
+chain already: a message's own expiration would end each wait early.
+
+An exchange of the chain that finds a queue or exchange missing (somebody deleted it) gives the message to `ackback.due`, too: what
+it has waited so far is in its `x-death`, and it goes back for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import copy
+from typing import Any
+
+from broker.errors import InvalidInputError
+from broker.protocol.message import Message, Publishing
+from broker.protocol.names import RESERVED_PREFIX, name_problem
+
+LEVELS = 25
+MAXIMUM = 366 * 86400
+DELAYED = "delayed"
+EXCHANGE_PREFIX = f"{RESERVED_PREFIX}delay."
+
+_DEATHS = ("x-first-death-", "x-last-death-")
+
+
+def level_name(level: int) -> str:
+    """The exchange, and the queue, of one power of two."""
+    return f"{EXCHANGE_PREFIX}{level:02}"
+
+
+def whole_seconds(delay: float) -> int:
+    """A delay in the chain's resolution, never shorter than asked for.
+
+    Raises:
+        ValueError: it is negative or longer than a year.
+    """
+    if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay <= MAXIMUM:
+        raise ValueError(f"delay is in seconds, from 0 to a year, not {delay!r}")
+    return math.ceil(delay)
+
+
+def delayed(publishing: Publishing, seconds: int) -> Publishing:
+    """The publishing that reaches its queue after so many seconds, by way of the chain."""
+    if seconds == 0:
+        return publishing
+    message = copy(publishing.message)
+    note: dict[str, Any] = {"to": publishing.routing_key, "seconds": seconds}
+    if message.expiration is not None:
+        note["expiration"] = message.expiration
+        message.expiration = None
+    message.headers = _without_waits(message.headers) | {DELAYED: note}
+    bits = ".".join(f"{seconds:0{LEVELS}b}")
+    return Publishing(bits, message, level_name(seconds.bit_length() - 1))
+
+
+def target(publishing: Publishing) -> str:
+    """The queue that a publishing reaches in the end."""
+    note = publishing.message.headers.get(DELAYED)
+    return str(note["to"]) if publishing.exchange and isinstance(note, dict) else publishing.routing_key
+
+
+def due(message: Message) -> Publishing:
+    """What a message that left the chain is to be published as: to its queue, or into the chain again for the rest of its wait.
+
+    Raises:
+        InvalidInputError: its header `delayed` is not what the chain puts there.
+    """
+    note = message.headers.get(DELAYED)
+    queue: Any
+    queue, seconds, expiration = (
+        (note.get(key) for key in ("to", "seconds", "expiration")) if isinstance(note, dict) else (None,) * 3
+    )
+    if problem := name_problem(queue):
+        raise InvalidInputError(f"header 'delayed' names no queue: {problem}")
+    if type(seconds) is not int or not 0 <= seconds < 2**LEVELS or not isinstance(expiration, (int, type(None))):
+        raise InvalidInputError("header 'delayed' does not say for how long")
+    original = copy(message)
+    original.headers = _without_waits(message.headers)
+    original.expiration = expiration
+    return delayed(Publishing(queue, original), max(0, seconds - _waited(message)))
+
+
+def _waited(message: Message) -> int:
+    deaths = message.headers.get("x-death")
+    queues = [death.get("queue") for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
+    return sum(1 << level for level in range(LEVELS) if level_name(level) in queues)
+
+
+def _without_waits(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers without the broker's notes on the chain, by which it would take a second wait for a cycle and drop the message
+    (https://www.rabbitmq.com/docs/dlx#effects)."""
+    kept = {name: value for name, value in headers.items() if name != DELAYED and not name.startswith(_DEATHS)}
+    if isinstance(deaths := kept.pop("x-death", None), list):
+        others = [one for one in deaths if not (isinstance(one, dict) and _is_level(one.get("queue")))]
+        if others:
+            kept["x-death"] = others
+    return kept
+
+
+def _is_level(queue: object) -> bool:
+    return isinstance(queue, str) and queue.startswith(EXCHANGE_PREFIX)

@@ -1,0 +1,97 @@
+"""Every queue and exchange that ackback declares: its name and its arguments.
+
+All durable queues are quorum queues, so what they confirmed is on a majority of disks. Messages that the broker itself
+gives up on (expired, delivered too often) go to the undertaker's queue, whose consumer files them as dead letters.
+`at-least-once` with `reject-publish` makes that move safe, too: the message leaves its queue only once the
+undertaker's queue has confirmed it (https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from broker.protocol.delays import LEVELS, level_name
+from broker.protocol.entities import Binding, Exchange, Queue
+from broker.protocol.names import DEAD_LETTERS, RESERVED_PREFIX
+from broker.protocol.quarantine import QUEUE_PREFIX as QUARANTINE_PREFIX
+from broker.protocol.quarantine import queue_name as quarantine_queue
+
+UNDERTAKER = RESERVED_PREFIX + "undertaker"
+DUE = RESERVED_PREFIX + "due"
+DELIVERY_LIMIT = 20
+QUARANTINE_LIMIT = 3
+
+
+def _dying_to(graveyard: str) -> Mapping[str, Any]:
+    return MappingProxyType(
+        {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": graveyard,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+    )
+
+
+_WORK = _dying_to(UNDERTAKER)
+_QUARANTINE: Mapping[str, Any] = MappingProxyType({**_WORK, "x-delivery-limit": QUARANTINE_LIMIT})
+# What even the undertaker cannot read is kept as it is.
+_UNDERTAKERS = _dying_to(DEAD_LETTERS)
+# Without a limit: what is dead must not die again. RabbitMQ 4 would set one of 20 by default.
+_KEPT: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum", "x-delivery-limit": -1})
+
+
+def own_queue(name: str) -> Queue:
+    """A durable queue of ackback's: a service's, the callback queue, or one of those by which messages are kept safe."""
+    if name.startswith(QUARANTINE_PREFIX):
+        return Queue(name, _QUARANTINE)
+    return Queue(name, {DEAD_LETTERS: _KEPT, UNDERTAKER: _UNDERTAKERS}.get(name, _WORK))
+
+
+def durable_queues(services: Iterable[str], callback_queue: str) -> list[Queue]:
+    """What a daemon that hosts `services` declares, the dead letters' way first."""
+    safety = (DEAD_LETTERS, UNDERTAKER, DUE, quarantine_queue(callback_queue))
+    return [own_queue(name) for name in (*safety, callback_queue, *services)]
+
+
+def with_what_leads_there(queue: Queue) -> tuple[Queue | Exchange | Binding, ...]:
+    """A queue of ours, and what has to be declared with it."""
+    if queue.name == DUE:
+        return Exchange(DUE, "fanout"), queue, Binding(DUE, queue)
+    return (queue,)
+
+
+def delay_chain() -> Iterator[Queue | Exchange | Binding]:
+    """What `delay.py` describes, each after what it refers to."""
+    yield from with_what_leads_there(own_queue(DUE))
+    below = Exchange(DUE, "fanout")
+    for level in range(LEVELS):
+        name = level_name(level)
+        exchange = Exchange(name, "topic", {"alternate-exchange": DUE})
+        queue = Queue(name, _waiting(1000 << level, below.name))
+        passed = "*." * (LEVELS - 1 - level)
+        yield exchange
+        yield queue
+        yield Binding(name, queue, f"{passed}1.#")
+        yield Binding(name, below, f"{passed}0.#")
+        below = exchange
+
+
+def _waiting(milliseconds: int, then: str) -> Mapping[str, Any]:
+    return {
+        "x-queue-type": "quorum",
+        "x-message-ttl": milliseconds,
+        "x-dead-letter-exchange": then,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+def reply_queue() -> Queue:
+    """A queue for the replies to one connection's own calls; it goes when the connection goes."""
+    return Queue(f"{RESERVED_PREFIX}reply.{secrets.token_hex(8)}", exclusive=True)

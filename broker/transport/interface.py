@@ -1,0 +1,111 @@
+"""What the core asks of a transport, and nothing more.
+
+A transport makes connections. A connection declares queues, publishes with confirms, consumes with acknowledgements, and
+says when it is lost. It never reconnects by itself: who holds it decides what to do then. All calls are made on the
+event loop that made the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from broker.protocol.entities import Binding, Exchange, Queue
+from broker.protocol.message import Message, Publishing
+
+
+class Delivery(Protocol):
+    """One message handed to a consumer. Exactly one of `ack` and `requeue` is called, once.
+
+    Both return at once; on a connection that is lost they do nothing, as the broker delivers the message again.
+    """
+
+    @property
+    def message(self) -> Message: ...
+    @property
+    def redelivered(self) -> bool: ...
+    @property
+    def live(self) -> bool:
+        """Whether an acknowledgement would still reach the broker. If not, it delivers the message again."""
+
+    def ack(self) -> None:
+        """The message is dealt with."""
+
+    def requeue(self) -> None:
+        """Give the message back to its queue, to be delivered again."""
+
+
+class Consumer(Protocol):
+    async def cancel(self) -> None:
+        """End the deliveries. What was delivered may still be acknowledged."""
+
+
+class Connection(Protocol):
+    """A live connection to a broker."""
+
+    lost: asyncio.Future[str]
+    """Done when the connection has ended without `close`; its result says why."""
+
+    async def declare(self, *wanted: Queue | Exchange | Binding) -> None:
+        """Make sure, one after the other, that they exist as described.
+
+        Raises:
+            ConfigurationError: one exists with other arguments, or the user may not declare it.
+            ConnectionLostError: the connection ended.
+        """
+
+    async def depth(self, queue: str) -> int | None:
+        """How many messages in a queue are ready to be delivered; None if there is no such queue.
+
+        Raises:
+            ConnectionLostError: the connection ended.
+        """
+
+    def publish(self, publishing: Publishing) -> asyncio.Future[None]:
+        """Publish a `Publishing`, mandatory and persistent; done once the broker has confirmed.
+
+        An exchange other than the default one must exist: RabbitMQ ends the connection if it does not.
+
+        The future raises:
+            UnroutableError: no queue takes it.
+            NotAcceptedError: the broker refused the message (a full queue, say).
+            ConnectionLostError: the connection ended first; the message may or may not have been accepted.
+        """
+
+    async def consume(
+        self,
+        queue: str,
+        prefetch: int,
+        on_delivery: Callable[[Delivery], None],
+        on_cancelled: Callable[[str], None],
+        timeout: float | None = None,
+    ) -> Consumer:
+        """Start deliveries, at most `prefetch` of them unacknowledged.
+
+        `timeout` is how many seconds RabbitMQ waits for an acknowledgement, in place of its own 30 minutes, after which it delivers
+        the message again (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout).
+
+        `on_cancelled` is called with the reason if the broker ends the deliveries (the queue was deleted, say) while the
+        connection lives on.
+
+        Raises:
+            ConfigurationError: there is no such queue, or the user may not read it.
+            ConnectionLostError: the connection ended.
+        """
+
+    async def close(self) -> None:
+        """Flush what is acknowledged and end the connection. Everything unacknowledged goes back to its queue."""
+
+
+class Transport(Protocol):
+    @property
+    def address(self) -> str:
+        """Where it connects to, fit to be shown: no password."""
+
+    async def connect(self) -> Connection:
+        """Connect.
+
+        Raises:
+            BrokerUnavailableError: nothing answers there, or it refuses us; the message says which.
+        """
