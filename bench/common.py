@@ -26,6 +26,7 @@ from tests.rabbitmq import IMAGE, SERVER, docker_has_image, free_port, install, 
 
 # Seconds that a run may take before it counts as stuck.
 PATIENCE = 300
+LISTENING = "0A"  # https://www.kernel.org/doc/html/latest/networking/proc_net_tcp.html
 
 
 @contextmanager
@@ -108,11 +109,16 @@ def wait_for_consumers(url: str, *queues: str, count: int = 1) -> None:
 
 
 @contextmanager
-def process(*command: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python process with this repository on its path; it and its children are gone at the end, or when patience is."""
-    environment = os.environ | variables | {"PYTHONPATH": str(ROOT)}
+def process(*command: str, root: Path = ROOT, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process with a checkout, this one by default, on its path; it and its children are gone at the end, or when patience is."""
+    environment = os.environ | variables | {"PYTHONPATH": str(root)}
     child = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=root,
+        start_new_session=True,
     )
     end = threading.Timer(PATIENCE, os.killpg, (child.pid, signal.SIGKILL))
     end.start()
@@ -141,6 +147,24 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of a process, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def node_process(url: str) -> int | None:
+    """The process ID of the RabbitMQ node at `url`; None if it cannot be seen from here: on another machine, or behind a proxy."""
+    port = pika.URLParameters(url).port
+    inodes = {
+        f"socket:[{fields[9]}]"
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        if (fields := line.split())[3] == LISTENING and int(fields[1].rpartition(":")[2], 16) == port
+    }
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if process.joinpath("comm").read_text().strip() == "beam.smp" and inodes & {
+                str(link.readlink()) for link in process.joinpath("fd").iterdir()
+            }:
+                return int(process.name)
+    return None
 
 
 def resident(pid: int, field: str = "VmRSS") -> float:

@@ -9,7 +9,6 @@ from typing import Any
 from bench.contenders.common import (
     CALLBACK,
     CALLBACKS,
-    PREFETCH,
     PRICE,
     Count,
     Order,
@@ -34,7 +33,6 @@ def settings(url: str, transport: str) -> Settings:
 
 class AsyncPrice(Service):
     name = PRICE
-    concurrency = PREFETCH
 
     async def handle(self, order: Order) -> Quote:
         return quote(order)
@@ -42,7 +40,6 @@ class AsyncPrice(Service):
 
 class Price(Service):
     name = PRICE
-    concurrency = PREFETCH
 
     def handle(self, order: Order) -> Quote:
         return quote(order)
@@ -50,7 +47,6 @@ class Price(Service):
 
 class SizedPrice(Service):
     name = PRICE
-    concurrency = PREFETCH
 
     async def handle(self) -> int:
         return int(self.request.raw[:10])
@@ -58,7 +54,6 @@ class SizedPrice(Service):
 
 class Target(Service):
     name = "bench.target"
-    concurrency = PREFETCH
 
     async def handle(self, order: Order) -> Quote:
         return quote(order)
@@ -66,7 +61,6 @@ class Target(Service):
 
 class Source(Service):
     name = PRICE
-    concurrency = PREFETCH
 
     async def handle(self, order: Order) -> None:
         self.invoke_async(Target, order, callback=CALLBACK)
@@ -85,14 +79,12 @@ def worker(url: str, count: int, style: str = "async", transport: str = "lane", 
 
     class Priced(Service):
         name = CALLBACK
-        concurrency = PREFETCH
 
         async def handle(self, quote: Quote) -> None:
             counter.add(quote.number)
 
     class SizedPriced(Service):
         name = CALLBACK
-        concurrency = PREFETCH
 
         async def handle(self, number: int) -> None:
             counter.add(number)
