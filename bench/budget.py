@@ -21,7 +21,8 @@ from pydantic import BaseModel
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from broker import Service
-from broker.handling.receiver import Receiver
+from broker.handling.arrivals import Arrivals
+from broker.handling.intakes import Intake
 from broker.hosting import registry
 from broker.protocol import bodies, outcomes
 from broker.protocol import headers as h
@@ -101,15 +102,15 @@ def timed(name: str, function: Callable[[], Any], number: int = 20_000) -> None:
     show(name, min(timeit.repeat(function, number=number, repeat=5)) / number * 1e6)
 
 
-async def handled(receiver: Receiver, queue: str, message: Message) -> float:
+async def handled(arrivals: Arrivals, queue: str, message: Message) -> float:
     header, body = content_header(message), message.body
-    take = receiver.consumers()[queue].take
+    take = arrivals.intakes[queue].take
     best = float("inf")
     for _ in range(30):
         started = time.perf_counter()
         for _ in range(BATCH):
             take(MadeUp(header, body))  # type: ignore[arg-type]
-        while len(receiver):
+        while len(arrivals):
             await asyncio.sleep(0)
         best = min(best, time.perf_counter() - started)
     return best / BATCH * 1e6
@@ -136,12 +137,16 @@ def received(loop: asyncio.AbstractEventLoop, message: Message) -> float:
     return min(timeit.repeat(lambda: protocol.data_received(data), number=1, repeat=50)) / BATCH * 1e6
 
 
+async def never(_: Intake) -> None:
+    """Windows stay as they are."""
+
+
 async def main() -> None:
     settings = Settings.model_validate({"callbacks": {"queue": "bench.callbacks"}})
     services = registry.register([("", Price), ("", Priced)], settings)
-    receiver = Receiver(services, "bench.callbacks", 1 << 24)
+    arrivals = Arrivals(services, "bench.callbacks", 1 << 24, None, never)
     connection = Confirmed()
-    receiver.invoker.connection = connection  # type: ignore[assignment]
+    arrivals.invoker.connection = connection  # type: ignore[assignment]
     headers = {h.CALLBACK: "bench.priced"}
     body = b'{"item": "screen", "quantity": 2}'
     request = Message(body, headers, "application/json", correlation_id=CID, message_id=CID, reply_to="bench.callbacks")
@@ -158,9 +163,9 @@ async def main() -> None:
     timed("the reply, made", lambda: outcomes.reply(request, "bench.price", body, "application/json"))
     timed("its frames", lambda: frames.publish(1, "bench.callbacks", request, frames.DEFAULT_FRAME_MAX))
     show(
-        "a request in all: decode, task, handler, reply, confirm, ack", await handled(receiver, "bench.price", request)
+        "a request in all: decode, task, handler, reply, confirm, ack", await handled(arrivals, "bench.price", request)
     )
-    show("a callback in all: decode, task, handler, ack", await handled(receiver, "bench.callbacks", connection.last))
+    show("a callback in all: decode, task, handler, ack", await handled(arrivals, "bench.callbacks", connection.last))
 
 
 if __name__ == "__main__":

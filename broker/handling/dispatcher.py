@@ -13,6 +13,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from broker.errors import ConnectionLostError, InvalidInputError
+from broker.handling.eager import directly
 from broker.handling.invocation import Invocation
 from broker.handling.invoker import Invoker
 from broker.hosting.definition import ServiceDefinition
@@ -49,14 +50,15 @@ class Dispatcher:
         self,
         definition: ServiceDefinition,
         message: Message,
+        ended: Callable[[], None],
         *,
         redelivered: bool = False,
         reply_headers: Headers | None = None,
     ) -> Outcome:
         """Handle one message.
 
-        `reply_headers` are the headers, already read, of a reply that came to the callback queue; elsewhere header
-        `status` tells a reply.
+        `ended` is called once the handler has: after that only confirms are waited for. `reply_headers` are the headers, already
+        read, of a reply that came to the callback queue; elsewhere header `status` tells a reply.
 
         Raises:
             ConnectionLostError: what the handler sent may not have been accepted; the message will come again.
@@ -67,47 +69,37 @@ class Dispatcher:
         invocation: Invocation | None = None
         handling.set((cid, definition.name, 1))
         try:
-            if len(message.body) > self._max_body:
-                raise TooLarge(len(message.body), self._max_body)
-            headers = h.read(message) if reply_headers is None else reply_headers
-            if headers.attempt > 1:
-                handling.set((cid, definition.name, headers.attempt))
-            is_reply = reply_headers is not None or headers.status is not None
-            if is_reply and definition.callback_from is not None:
-                _check_replier(definition.callback_from, message)
-            request = Request(message, headers.attempt, redelivered, headers.source, is_reply)
-            invocation = Invocation(self._invoker, definition, message, cid, request)
-            service = definition.cls()
-            service._handling = invocation
-            if headers.status == h.ERROR:
-                return await self._handle_error(definition, service, invocation, message)
-            handle = service.handle  # type: ignore[attr-defined]
-            arguments = _arguments(definition, message, is_reply)
-            if definition.is_async and definition.timeout is None:
-                result = await handle(*arguments)
-            else:
-                result = await self._run(definition, definition.is_async, handle, *arguments)
-            answer = _answer(definition, message, invocation.payload if result is None else result)
+            try:
+                if len(message.body) > self._max_body:
+                    raise TooLarge(len(message.body), self._max_body)
+                headers = h.read(message) if reply_headers is None else reply_headers
+                if headers.attempt > 1:
+                    handling.set((cid, definition.name, headers.attempt))
+                is_reply = reply_headers is not None or headers.status is not None
+                if is_reply and definition.callback_from is not None:
+                    _check_replier(definition.callback_from, message)
+                request = Request(message, headers.attempt, redelivered, headers.source, is_reply)
+                invocation = Invocation(self._invoker, definition, message, cid, request)
+                service = definition.cls()
+                service._handling = invocation
+                if headers.status == h.ERROR:
+                    return await self._handle_error(definition, service, invocation, message)
+                handle = service.handle  # type: ignore[attr-defined]
+                arguments = _arguments(definition, message, is_reply)
+                if definition.is_async and definition.timeout is None:
+                    result = await handle(*arguments)
+                else:
+                    result = await self._run(definition, definition.is_async, handle, *arguments)
+                answer = _answer(definition, message, invocation.payload if result is None else result)
+            finally:
+                ended()
             if invocation.sent:
                 await invocation.confirmed()
             return answer
         except ConnectionLostError:
             raise
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            return _failed(
-                definition, message, reply_headers is not None, RuntimeError("the handler raised CancelledError")
-            )
-        except SystemExit as error:
-            return _failed(
-                definition,
-                message,
-                reply_headers is not None,
-                RuntimeError(f"the handler called sys.exit({error.code!r})"),
-            )
-        except Exception as error:
-            return _failed(definition, message, reply_headers is not None, error)
+        except BaseException as error:
+            return _failed(definition, message, reply_headers is not None, _failure_in(error))
         finally:
             if invocation is not None:
                 invocation.end()
@@ -133,7 +125,7 @@ class Dispatcher:
     async def _run(self, definition: ServiceDefinition, is_async: bool, method: Callable[..., Any], *args: Any) -> Any:
         awaitable = method(*args) if is_async else self._run_in_thread(method, *args)
         if definition.timeout is None:
-            return await awaitable
+            return await (awaitable if is_async else directly(awaitable))
         scope = asyncio.timeout(definition.timeout)
         try:
             async with scope:
@@ -149,6 +141,21 @@ class TooLarge(Exception):
 
     def __init__(self, size: int, maximum: int) -> None:
         super().__init__(f"the body has {size} bytes; at most {maximum} are allowed ([worker] max_body)")
+
+
+def _failure_in(error: BaseException) -> Exception:
+    """What a handler raised, as its failure.
+
+    Raises:
+        BaseException: it is no failure: the handling was cancelled, or the process is to end.
+    """
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, SystemExit):
+        return RuntimeError(f"the handler called sys.exit({error.code!r})")
+    if isinstance(error, asyncio.CancelledError) and not ((task := asyncio.current_task()) and task.cancelling()):
+        return RuntimeError("the handler raised CancelledError")
+    raise error
 
 
 def _check_replier(allowed: tuple[str, ...], message: Message) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from broker.errors import ConnectionLostError, NotAcceptedError, UnroutableError
+from broker.handling.eager import directly
 from broker.handling.invoker import Invoker, retrieved
 from broker.hosting.definition import ServiceDefinition
 from broker.protocol import bodies
@@ -147,7 +148,7 @@ class Invocation:
         failed: NotAcceptedError | None = None
         for publishing, confirm in self._confirms:
             try:
-                await confirm
+                await directly(confirm)
             except UnroutableError as error:
                 if self._invoker.hosts(publishing.routing_key):
                     await self._invoker.declare_own(publishing.routing_key)

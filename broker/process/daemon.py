@@ -9,9 +9,10 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from broker.backoff import backoff
-from broker.errors import BrokerUnavailableError, ConfigurationError
+from broker.errors import BrokerUnavailableError, ConfigurationError, ConnectionLostError
+from broker.handling.arrivals import Arrivals
 from broker.handling.idempotency import Once
-from broker.handling.receiver import Receiver
+from broker.handling.intakes import Intake
 from broker.hosting.registry import Registry
 from broker.log import logger
 from broker.protocol.queues import durable_queues, own_queue, with_what_leads_there
@@ -38,7 +39,9 @@ class Daemon:
         self._registry = registry
         self._transport = transport
         self._once = _once(settings, registry)
-        self._receiver = Receiver(registry, settings.callbacks.queue, settings.worker.max_body, self._once)
+        self._arrivals = Arrivals(
+            registry, settings.callbacks.queue, settings.worker.max_body, self._once, self._resize
+        )
         self._consumers: dict[str, Consumer] = {}
         self._resuming: set[asyncio.Task[None]] = set()
         self._connection: Connection | None = None
@@ -53,7 +56,7 @@ class Daemon:
 
     def busy(self) -> int:
         """Messages being handled."""
-        return len(self._receiver)
+        return len(self._arrivals)
 
     async def run(self) -> int:
         """Connect, consume, recover, until `stop`; then drain.
@@ -101,12 +104,10 @@ class Daemon:
     async def _start(self, connection: Connection) -> None:
         queues = durable_queues((d.name for d in self._registry), self._settings.callbacks.queue)
         await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
-        self._receiver.invoker.connection = connection
+        self._arrivals.invoker.connection = connection
         self.up.set()
         await self._empty_quarantine(connection)
-        await _all(
-            self._consume(connection, queue) for queue in self._receiver.consumers() if queue not in self._consumers
-        )
+        await _all(self._consume(connection, queue) for queue in self._arrivals.intakes if queue not in self._consumers)
         self.ready.set()
         self._was_ready = True
         names = sorted(definition.name for definition in self._registry)
@@ -125,25 +126,39 @@ class Daemon:
 
     async def _empty_quarantine(self, connection: Connection) -> None:
         """Handle what is in quarantine by itself, for a while at least, before anything that could be harmed with it."""
-        queue = self._receiver.invoker.quarantine_queue
+        queue = self._arrivals.invoker.quarantine_queue
         if not await connection.depth(queue):
             return
         logger.warning("messages are in quarantine (%s): they are handled before all others", queue)
         await self._consume(connection, queue)
         with suppress(TimeoutError):
             async with asyncio.timeout(QUARANTINE_FIRST):
-                while self._receiver.isolating() or await connection.depth(queue):
+                while self._arrivals.isolating() or await connection.depth(queue):
                     await asyncio.sleep(QUARANTINE_POLL)
 
     async def _consume(self, connection: Connection, queue: str) -> None:
-        prefetch, timeout, take = self._receiver.consumers()[queue]
+        intake = self._arrivals.intakes[queue]
 
         def on_cancelled(reason: str) -> None:
             task = asyncio.ensure_future(self._resume(connection, queue, reason))
             self._resuming.add(task)
             task.add_done_callback(self._resuming.discard)
 
-        self._consumers[queue] = await connection.consume(queue, prefetch, take, on_cancelled, timeout)
+        self._consumers[queue] = await connection.consume(
+            queue, intake.grant(), intake.take, on_cancelled, intake.timeout
+        )
+
+    async def _resize(self, intake: Intake) -> None:
+        """Consume a queue as its window says now; where that is narrower, give back what waits for a slot."""
+        consumer = self._consumers.get(intake.queue)
+        if consumer is None:
+            return
+        with suppress(ConnectionLostError):  # then all is consumed anew
+            await consumer.pause()
+            if intake.window.size < intake.granted:
+                self._arrivals.give_back_waiting(intake.queue)
+                await intake.room()
+            await consumer.resume(intake.grant())
 
     async def _resume(self, connection: Connection, queue: str, reason: str) -> None:
         """Declare and consume a queue again whose deliveries the broker has ended."""
@@ -163,16 +178,16 @@ class Daemon:
                 return
 
     async def _drain(self) -> int:
-        self._receiver.refuse()
+        await self._arrivals.refuse()
         self.ready.clear()
         for task in list(self._resuming):
             task.cancel()
         await asyncio.gather(*(consumer.cancel() for consumer in self._consumers.values()))
         grace = self._settings.worker.grace
         logger.info("stopping: no new messages; %d being handled have %g s to finish", self.busy(), grace)
-        unfinished = await self._receiver.drain(grace)
+        unfinished = await self._arrivals.drain(grace)
         await self._abandon()
-        self._receiver.close()
+        self._arrivals.close()
         if self._once is not None:
             await self._once.close()
         if unfinished:
@@ -186,9 +201,10 @@ class Daemon:
         self.ready.clear()
         self._consumers.clear()
         connection, self._connection = self._connection, None
-        self._receiver.invoker.connection = None
+        self._arrivals.invoker.connection = None
         if connection is not None:
             await connection.close()
+        self._arrivals.forget_lost()
 
 
 def _once(settings: Settings, registry: Registry) -> Once | None:

@@ -35,6 +35,13 @@ def is_suspect(headers: Mapping[str, Any], service: str, *, redelivered: bool) -
     return (type(count) is int and count >= CRASHES) or _note(headers).get("service") == service
 
 
+def may_be_given_back(headers: Mapping[str, Any], *, redelivered: bool) -> bool:
+    """Whether a message may be given back to its queue without coming near to what looks like a crash: before RabbitMQ 4 that is counted
+    as one."""
+    count = headers.get("x-delivery-count") if redelivered else None
+    return type(count) is not int or count + 1 < CRASHES
+
+
 def isolated(message: Message, service: str, queue: str, *, is_reply: bool) -> Outcome:
     """The hand-over of a service's message to the quarantine queue."""
     copied = republished(message, is_reply=is_reply)

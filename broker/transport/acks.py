@@ -18,6 +18,11 @@ class Acks:
         self._settled_beyond: set[int] = set()
         self._finished: list[int] = []
 
+    @property
+    def settled(self) -> int:
+        """How many are given back, or acknowledged by what `take` has returned."""
+        return self._settled_up_to + len(self._settled_beyond)
+
     def finish(self, tag: int) -> None:
         """A delivery is dealt with; `take` acknowledges it."""
         self._finished.append(tag)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ from broker.errors import (
     UnroutableError,
 )
 from broker.protocol.entities import Binding, Exchange, Queue
-from broker.protocol.message import Message
+from broker.protocol.message import Message, Publishing
 from broker.settings import masked
 from broker.transport import explain, frames
 from broker.transport.interface import Delivery
@@ -103,7 +103,7 @@ class AmqpConnection:
         self._writes: set[asyncio.Task[None]] = set()
         self._publisher: aiormq.abc.AbstractChannel
         self._declaring = asyncio.Semaphore(DECLARING_AT_ONCE)
-        self._consumers = 0
+        self._consumers: set[AmqpConsumer] = set()
         self.lost: asyncio.Future[str] = self._loop.create_future()
 
     async def open(self) -> None:
@@ -160,7 +160,7 @@ class AmqpConnection:
         await channel.initialize()
         return channel, await channel.get_underlay_channel()
 
-    def publish(self, publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
+    def publish(self, publishing: Publishing) -> asyncio.Future[None]:
         return self._loop.create_task(self._publish(*publishing))
 
     async def _publish(self, routing_key: str, message: Message, exchange: str) -> None:
@@ -208,17 +208,16 @@ class AmqpConnection:
         on_cancelled: Callable[[str], None],
         timeout: float | None = None,
     ) -> AmqpConsumer:
-        self._consumers += 1
-        if self._channel_max and self._consumers > self._channel_max - DECLARING_AT_ONCE:
+        if self._channel_max and len(self._consumers) >= self._channel_max - DECLARING_AT_ONCE:
             raise ConfigurationError(
                 f"RabbitMQ allows {self._channel_max} channels on a connection, and each queue that is consumed takes one "
                 f"({DECLARING_AT_ONCE} are kept free): host fewer services in one process, or raise channel_max on the broker"
             )
         try:
             channel, underlay = await self._open_channel()
-            await underlay.basic_qos(prefetch_count=prefetch)
-            consumer = self._consumer(queue, channel, underlay, on_delivery, on_cancelled)
-            await consumer.start({} if timeout is None else {"x-consumer-timeout": round(timeout * 1000)})
+            arguments = {} if timeout is None else {"x-consumer-timeout": round(timeout * 1000)}
+            consumer = self._consumer(queue, channel, underlay, on_delivery, on_cancelled, arguments)
+            await consumer.start(prefetch)
             return consumer
         except amqp.ChannelNotFoundEntity:
             raise ConfigurationError(f"there is no queue {queue!r} to consume") from None
@@ -237,6 +236,10 @@ class AmqpConnection:
         for connection in self._connections:
             with suppress(Exception):
                 await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT)
+
+    def forget(self, consumer: AmqpConsumer) -> None:
+        """A consumer's channel is closed."""
+        self._consumers.discard(consumer)
 
     def write(self, coroutine: Any) -> None:
         """Run an acknowledgement to its end in the background; one that a lost connection breaks is of no use."""
@@ -260,6 +263,14 @@ class AmqpConnection:
             with suppress(Exception):
                 await connection.close()
 
+    @contextmanager
+    def as_lost(self) -> Iterator[None]:
+        """What the libraries raise here means that the connection, or the channel, has ended."""
+        try:
+            yield
+        except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
+            raise self._ended(error) from None
+
     def _ended(self, error: BaseException | None) -> ConnectionLostError:
         if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
             raise error
@@ -277,6 +288,7 @@ class AmqpConsumer:
         underlay: aiormq.abc.AbstractChannel,
         on_delivery: Callable[[Delivery], None],
         on_cancelled: Callable[[str], None],
+        arguments: dict[str, Any],
     ) -> None:
         self._connection = connection
         self._queue = queue
@@ -284,29 +296,69 @@ class AmqpConsumer:
         self._underlay = underlay
         self._on_delivery = on_delivery
         self._on_cancelled = on_cancelled
+        self._arguments = arguments
         self._tag: str | None = None
         self._ended = False
+        self._closing = False
+        self._unsettled = 0
+        connection._consumers.add(self)
 
-    async def start(self, arguments: dict[str, Any]) -> None:
-        self._underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
-        answer = await self._underlay.basic_consume(self._queue, self._deliver, arguments=arguments)
-        self._tag = answer.consumer_tag
+    async def start(self, prefetch: int) -> None:
         self._channel.close_callbacks.add(self._on_channel_closed)
+        self._underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
+        await self._consume(prefetch)
+
+    async def pause(self) -> None:
+        tag, self._tag = self._tag, None
+        if tag is not None:
+            with self._connection.as_lost():
+                await self._underlay.basic_cancel(tag)
+
+    async def resume(self, prefetch: int) -> None:
+        if not self._ended:
+            with self._connection.as_lost():
+                await self._consume(prefetch)
 
     async def cancel(self) -> None:
         self._ended = True
-        with suppress(amqp.AMQPError, OSError, RuntimeError):
-            assert self._tag is not None
-            await self._underlay.basic_cancel(self._tag)
+        with suppress(ConnectionLostError):
+            await self.pause()
+        self._close_if_settled()
+
+    async def _consume(self, prefetch: int) -> None:
+        await self._underlay.basic_qos(prefetch_count=prefetch)
+        answer = await self._underlay.basic_consume(self._queue, self._deliver, arguments=self._arguments)
+        self._tag = answer.consumer_tag
 
     async def _deliver(self, delivered: aiormq.abc.DeliveredMessage) -> None:
         # aiormq cancels the task that runs this when the channel closes: nothing may be awaited here.
-        self._on_delivery(AmqpDelivery(self._connection, self._underlay, delivered))
+        self._unsettled += 1
+        self._on_delivery(AmqpDelivery(self, delivered))
+
+    def settled(self) -> None:
+        """One of the deliveries is acknowledged or given back."""
+        self._unsettled -= 1
+        self._close_if_settled()
+
+    def _close_if_settled(self) -> None:
+        """Close the channel of a consumer that has ended, once that gives no message back that is still in hand."""
+        if self._ended and not self._closing and self._is_settled():
+            self._closing = True
+            self._connection.write(self._close())
+
+    def _is_settled(self) -> bool:
+        return not self._unsettled
+
+    async def _close(self) -> None:
+        await self._channel.close()
 
     def _on_cancel(self, _: object) -> None:
         self._end(f"RabbitMQ ended the deliveries from queue {self._queue!r} (it was deleted, or its leader moved)")
+        self._close_if_settled()
 
     def _on_channel_closed(self, _: object, error: BaseException | None) -> None:
+        self._closing = True
+        self._connection.forget(self)
         if not self._connection._ending:
             self._end(f"RabbitMQ closed the channel of queue {self._queue!r}: {explain.closed(error)}")
 
@@ -317,29 +369,27 @@ class AmqpConsumer:
 
 
 class AmqpDelivery:
-    __slots__ = ("_channel", "_connection", "_delivered", "message", "redelivered")
+    __slots__ = ("_consumer", "_delivered", "message", "redelivered")
 
-    def __init__(
-        self,
-        connection: AmqpConnection,
-        channel: aiormq.abc.AbstractChannel,
-        delivered: aiormq.abc.DeliveredMessage,
-    ) -> None:
-        self._connection = connection
-        self._channel = channel
+    def __init__(self, consumer: AmqpConsumer, delivered: aiormq.abc.DeliveredMessage) -> None:
+        self._consumer = consumer
         self._delivered = delivered
         self.message = _message(delivered)
         self.redelivered = bool(delivered.redelivered)
 
     @property
     def live(self) -> bool:
-        return not self._channel.is_closed
+        return not self._consumer._underlay.is_closed
 
     def ack(self) -> None:
-        self._connection.write(self._channel.basic_ack(self._tag, wait=False))
+        consumer = self._consumer
+        consumer._connection.write(consumer._underlay.basic_ack(self._tag, wait=False))
+        consumer.settled()
 
     def requeue(self) -> None:
-        self._connection.write(self._channel.basic_nack(self._tag, requeue=True, wait=False))
+        consumer = self._consumer
+        consumer._connection.write(consumer._underlay.basic_nack(self._tag, requeue=True, wait=False))
+        consumer.settled()
 
     @property
     def _tag(self) -> int:

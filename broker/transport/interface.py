@@ -37,8 +37,19 @@ class Delivery(Protocol):
 
 
 class Consumer(Protocol):
+    """What was delivered may be acknowledged at any time, also when no more is delivered.
+
+    Every method may raise ConnectionLostError, but for `cancel`.
+    """
+
+    async def pause(self) -> None:
+        """Deliver nothing more for now."""
+
+    async def resume(self, prefetch: int) -> None:
+        """Deliver again, after `pause`, at most `prefetch` unacknowledged besides those from before it."""
+
     async def cancel(self) -> None:
-        """End the deliveries. What was delivered may still be acknowledged."""
+        """End the deliveries for good."""
 
 
 class Connection(Protocol):

@@ -26,7 +26,7 @@ from aiormq.connection import TransportFactory
 from yarl import URL
 
 from broker.errors import ConnectionLostError, UnencodableError
-from broker.protocol.message import Message
+from broker.protocol.message import Message, Publishing
 from broker.transport import frames
 from broker.transport.acks import Acks
 from broker.transport.amqp import AmqpConnection, AmqpConsumer, AmqpTransport
@@ -100,7 +100,7 @@ class LaneConnection(AmqpConnection):
     def _protocol(connection: aio_pika.abc.AbstractConnection) -> LaneProtocol:
         return connection.lane  # type: ignore[attr-defined,no-any-return]
 
-    def publish(self, publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
+    def publish(self, publishing: Publishing) -> asyncio.Future[None]:
         routing_key, message, exchange = publishing
         future: asyncio.Future[None] = self._loop.create_future()
         if self._ending:
@@ -143,27 +143,30 @@ class LaneConnection(AmqpConnection):
 class LaneConsumer(AmqpConsumer):
     """A consumer whose deliveries and acknowledgements go by its channel's lane."""
 
-    async def start(self, arguments: dict[str, Any]) -> None:
+    async def start(self, prefetch: int) -> None:
         connection = self._connection
         self._number = self._underlay.number
         self._lane = connection._protocol(connection._connections[1])  # type: ignore[attr-defined]
         self._acks = Acks(self._number)
         self._collecting = False
+        self._last_tag = 0
         self.open = True
         self._lane.attach(self._number, self)
-        await super().start(arguments)
+        await super().start(prefetch)
 
     def on_method(self, method: int, payload: bytes) -> bool:
         return False
 
     def on_content(self, method: int, payload: bytes, header: bytes, body: bytes) -> None:
         tag, redelivered = frames.deliver_arguments(payload)
+        self._last_tag = tag
         self._on_delivery(LaneDelivery(self, tag, redelivered, header, body))
 
     def settle(self, tag: int, *, requeue: bool) -> None:
         """Acknowledge or give back one delivery, with the others of this loop turn."""
         if requeue:
             self._lane.send(self._acks.requeue(tag))
+            self._close_if_settled()
             return
         self._acks.finish(tag)
         if not self._collecting:
@@ -175,6 +178,14 @@ class LaneConsumer(AmqpConsumer):
         if self.open:
             for frame in self._acks.take():
                 self._lane.send(frame)
+            self._close_if_settled()
+
+    def _is_settled(self) -> bool:
+        return self._acks.settled == self._last_tag
+
+    async def _close(self) -> None:
+        await self._lane.flushed()  # no acknowledgement may follow the channel's end
+        await super()._close()
 
     def _on_channel_closed(self, sender: object, error: BaseException | None) -> None:
         self.open = False

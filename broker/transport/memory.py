@@ -17,7 +17,7 @@ from typing import Any
 
 from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
 from broker.protocol.entities import Binding, Exchange, Queue
-from broker.protocol.message import Message
+from broker.protocol.message import Message, Publishing
 from broker.transport.interface import Delivery
 
 
@@ -200,6 +200,7 @@ class MemoryBroker:
             queue.unacked += 1
             delivery = MemoryDelivery(item, queue, consumer)
             consumer.unacked.add(delivery)
+            consumer.in_window.add(delivery)
             loop.call_soon(delivery.deliver)
 
     @staticmethod
@@ -207,7 +208,7 @@ class MemoryBroker:
         for _ in range(len(queue.consumers)):
             consumer = queue.consumers[0]
             queue.consumers.rotate(-1)
-            if len(consumer.unacked) < consumer.prefetch:
+            if len(consumer.in_window) < consumer.prefetch:
                 return consumer
         return None
 
@@ -216,6 +217,7 @@ class MemoryBroker:
             return
         delivery.settled = True
         delivery.consumer.unacked.discard(delivery)
+        delivery.consumer.in_window.discard(delivery)
         queue = delivery.queue
         queue.unacked -= 1
         if requeue:
@@ -324,7 +326,24 @@ class MemoryConsumer:
         self.on_delivery = on_delivery
         self.on_cancelled = on_cancelled
         self.unacked: set[MemoryDelivery] = set()
+        self.in_window: set[MemoryDelivery] = set()
         self.active = True
+
+    async def pause(self) -> None:
+        self.connection._check()
+        self.stop()
+
+    async def resume(self, prefetch: int) -> None:
+        self.connection._check()
+        found = self.connection._broker._queues.get(self.queue.declared.name)
+        if found is not self.queue:
+            self.on_cancelled(f"queue {self.queue.declared.name!r} was deleted")
+            return
+        self.prefetch = prefetch
+        self.in_window = set()  # what is in hand from before was in another window
+        self.active = True
+        found.consumers.append(self)
+        self.connection._broker._pump(found)
 
     async def cancel(self) -> None:
         self.stop()
@@ -354,7 +373,7 @@ class MemoryConnection:
         found = self._broker._queues.get(queue)
         return None if found is None else len(found.ready)
 
-    def publish(self, publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
+    def publish(self, publishing: Publishing) -> asyncio.Future[None]:
         confirm: asyncio.Future[None] = self._loop.create_future()
         if self._ended:
             confirm.set_exception(ConnectionLostError("the connection has ended"))

@@ -1,0 +1,224 @@
+"""What comes from the queues that this process consumes, and the way that each delivery takes.
+
+delivery ─┬─ a service's queue ───────────────→ quarantine? ─→ Host: a slot ─→ Dispatcher ─→ outcome ─┬→ Settlement ─→ ack
+          └─ one of ackback's own: OwnQueues ─┬─ for a service here ──┘                              │
+                                              └─ an outcome ─────────────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from broker.handling.dispatcher import Dispatcher
+from broker.handling.eager import Eager
+from broker.handling.hosts import Host, Turn
+from broker.handling.idempotency import Once
+from broker.handling.intakes import Intake, Regulator
+from broker.handling.invoker import Invoker
+from broker.handling.own_queues import ForService, OwnQueues
+from broker.handling.settlement import Settlement
+from broker.handling.threads import Threads
+from broker.hosting.registry import Registry
+from broker.log import logger
+from broker.protocol import quarantine
+from broker.protocol.headers import Headers
+from broker.protocol.message import Message
+from broker.protocol.outcomes import Outcome
+from broker.protocol.queues import DUE, UNDERTAKER
+from broker.transport.interface import Delivery
+
+# Replies are handled in place or passed on, neither for long: enough of them to keep a busy daemon's callbacks fed.
+CALLBACK_WINDOW = 200
+UNDERTAKER_WINDOW = 50
+DUE_WINDOW = 200
+# One at a time: a crash counts against all that a consumer has in hand.
+QUARANTINE_WINDOW = 1
+
+# How many seconds RabbitMQ waits for an acknowledgement. A handler without a timeout may take days: 30 of them is what RabbitMQ's timers
+# are good for (they count milliseconds in 32 bits). One with a timeout may have to wait for a free slot before it runs, and for its
+# outcome to be confirmed afterwards.
+NO_TIMEOUT = 30 * 86400.0
+SHORTEST_TIMEOUT = 1800.0
+
+
+class Arrivals:
+    """The deliveries of one process, from their arrival until they are settled.
+
+    `resize` has a queue consumed as its window says now.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        callback_queue: str,
+        max_body: int,
+        once: Once | None,
+        resize: Callable[[Intake], Coroutine[Any, Any, None]],
+    ) -> None:
+        self.invoker = Invoker(registry, callback_queue, max_body)
+        self._once = once
+        self._threads = Threads(sum(definition.concurrency for definition in registry) or 1)
+        self._eager = Eager()
+        self._dispatcher = Dispatcher(self.invoker, self._threads.run)
+        self._settlement = Settlement(self.invoker, self._eager, self._settled)
+        turn = Turn()
+        self._hosts = {definition.name: Host(definition, self._begin, turn) for definition in registry}
+        self._regulator = Regulator(resize)
+        self._in_hand: dict[Delivery, Intake] = {}
+        self._empty: asyncio.Event | None = None
+        self._refusing = False
+        self.intakes = {intake.queue: intake for intake in self._all_intakes(callback_queue)}
+        """Each queue to consume, and how."""
+
+    def _all_intakes(self, callback_queue: str) -> list[Intake]:
+        decide = OwnQueues(self._hosts, self._is_free, self.invoker.chain)
+        quarantine_queue = self.invoker.quarantine_queue
+        own = (
+            (UNDERTAKER, UNDERTAKER_WINDOW, decide.dead, False),
+            (DUE, DUE_WINDOW, decide.due, False),
+            (quarantine_queue, QUARANTINE_WINDOW, decide.quarantined, False),
+            (callback_queue, CALLBACK_WINDOW, decide.reply, True),
+        )
+        intakes = [
+            Intake(queue, window, NO_TIMEOUT, partial(self._take_own, queue, decision), adapts=adapts)
+            for queue, window, decision, adapts in own
+        ]
+        for name, host in self._hosts.items():
+            concurrency, timeout = host.definition.concurrency, host.definition.timeout
+            patience = NO_TIMEOUT if timeout is None else max(2 * timeout, SHORTEST_TIMEOUT)
+            intakes.append(
+                Intake(name, concurrency, patience, partial(self._take, host), host.longest_wait, adapts=True)
+            )
+        return intakes
+
+    def __len__(self) -> int:
+        return len(self._in_hand)
+
+    def isolating(self) -> bool:
+        """Whether a message from quarantine is being handled."""
+        return self.intakes[self.invoker.quarantine_queue].in_hand > 0
+
+    def give_back_waiting(self, queue: str) -> None:
+        """Give back what has been fetched from a service's queue and has not been begun."""
+        if host := self._hosts.get(queue):
+            for delivery in host.take_back(
+                lambda one, message: quarantine.may_be_given_back(message.headers, redelivered=one.redelivered)
+            ):
+                self._settlement.give_back(delivery)
+
+    def forget_lost(self) -> None:
+        """The connection is lost: begin nothing that the broker delivers again."""
+        for host in self._hosts.values():
+            for delivery in host.take_back(lambda one, _: not one.live):
+                self._settled(delivery)
+
+    async def refuse(self) -> None:
+        """From now on give back what comes, and what waits already."""
+        self._refusing = True
+        await self._regulator.close()
+        for host in self._hosts.values():
+            for delivery in host.take_back(lambda *_: True):
+                self._settlement.give_back(delivery)
+
+    async def drain(self, grace: float) -> int:
+        """Let what is in hand finish within `grace` seconds, then give back what has not.
+
+        Returns how many did not finish.
+        """
+        if self._in_hand:
+            self._empty = asyncio.Event()
+            try:
+                async with asyncio.timeout(grace):
+                    await self._empty.wait()
+            except TimeoutError:
+                pass
+        unfinished = len(self._in_hand)
+        await self._eager.cancel()
+        return unfinished
+
+    def close(self) -> None:
+        self._threads.close()
+
+    def _arrived(self, intake: Intake, delivery: Delivery, message: Message) -> bool:
+        """Note that a delivery is in hand; False if it is given back, as this process is about to stop."""
+        if self._refusing:
+            delivery.requeue()
+            return False
+        self._in_hand[delivery] = intake
+        intake.begun(len(message.body))
+        if intake.adapts and not intake.watched:
+            self._regulator.watch(intake)
+        return True
+
+    def _settled(self, delivery: Delivery) -> None:
+        self._in_hand.pop(delivery).ended()
+        if self._empty is not None and not self._in_hand:
+            self._empty.set()
+
+    def _take(self, host: Host, delivery: Delivery) -> None:
+        message, name = delivery.message, host.definition.name
+        if self._arrived(self.intakes[name], delivery, message):
+            self._admit(host, delivery, message, None)
+
+    def _take_own(self, queue: str, decide: Callable[[Message], ForService | Outcome], delivery: Delivery) -> None:
+        message = delivery.message
+        if not self._arrived(self.intakes[queue], delivery, message):
+            return
+        decision = decide(message)
+        if isinstance(decision, Outcome):
+            self._settlement.settle(decision, delivery)
+        elif queue == self.invoker.quarantine_queue:
+            self._hosts[decision.name].admit(delivery, decision.message, None)
+        else:
+            self._admit(self._hosts[decision.name], delivery, decision.message, decision.headers)
+
+    def _is_free(self, name: str) -> bool:
+        host = self._hosts.get(name)
+        return host is not None and host.free > 0
+
+    def _admit(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
+        """Have a message handled, or put it into quarantine."""
+        name = host.definition.name
+        if (delivery.redelivered or quarantine.QUARANTINE in message.headers) and quarantine.is_suspect(
+            message.headers, name, redelivered=delivery.redelivered
+        ):
+            logger.info(
+                "a message of %r was delivered %d times and never finished: it is handled by itself from now on",
+                name,
+                quarantine.CRASHES,
+                extra={"cid": message.correlation_id},
+            )
+            isolated = quarantine.isolated(message, name, self.invoker.quarantine_queue, is_reply=headers is not None)
+            self._settlement.settle(isolated, delivery)
+        else:
+            host.admit(delivery, message, headers)
+
+    def _begin(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
+        self._eager.begin(self._handle(host, delivery, message, headers))
+
+    async def _handle(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
+        try:
+            if self._once is not None and host.definition.idempotent:
+                outcome = await self._handle_once(self._once, host, delivery, message, headers)
+            else:
+                outcome = await self._dispatcher.dispatch(
+                    host.definition, message, host.release, redelivered=delivery.redelivered, reply_headers=headers
+                )
+            self._settlement.settle(outcome, delivery)
+        except BaseException as error:
+            await self._settlement.fail(delivery, error)
+
+    async def _handle_once(
+        self, once: Once, host: Host, delivery: Delivery, message: Message, headers: Headers | None
+    ) -> Outcome:
+        """As `dispatch`, but that what is kept for the message is its outcome; its slot is held until that is known."""
+        dispatching = self._dispatcher.dispatch(
+            host.definition, message, lambda: None, redelivered=delivery.redelivered, reply_headers=headers
+        )
+        try:
+            return await once.run(host.definition.name, message, dispatching, is_reply=headers is not None)
+        finally:
+            host.release()

@@ -1,0 +1,144 @@
+"""The queues that a process consumes: how each is consumed, what of it is in hand, and when its window changes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from broker.handling.windows import Window
+from broker.transport.interface import Delivery
+
+LOOK_EVERY = 0.1
+"""Seconds."""
+NOT_FULL = 0.75
+"""A consumer whose prefetch leaves more of its window unused is begun again."""
+
+
+class Intake:
+    """One queue that is consumed.
+
+    `timeout` is its acknowledgement timeout in seconds, `take` is given its deliveries, `longest_wait` says how many seconds the first of
+    those that wait for a slot has waited. A queue that does not adapt keeps its window.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        window: int,
+        timeout: float,
+        take: Callable[[Delivery], None],
+        longest_wait: Callable[[float], float] = lambda now: 0.0,
+        *,
+        adapts: bool = False,
+    ) -> None:
+        self.queue = queue
+        self.window = Window(window)
+        self.granted = window
+        """The prefetch of its consumer, which does not count what was in hand when it began."""
+        self.timeout = timeout
+        self.take = take
+        self.adapts = adapts
+        self.watched = False
+        self.in_hand = 0
+        self._longest_wait = longest_wait
+        self._room: asyncio.Event | None = None
+        # Since the last look:
+        self._began = 0.0
+        self._taken = self._taken_bytes = self._finished = self._most_in_hand = 0
+
+    def begun(self, size: int) -> None:
+        """A delivery with a body of so many bytes is in hand."""
+        self.in_hand += 1
+        self._taken += 1
+        self._taken_bytes += size
+        if self.in_hand > self._most_in_hand:
+            self._most_in_hand = self.in_hand
+
+    def ended(self) -> None:
+        """A delivery is acknowledged or given back."""
+        self.in_hand -= 1
+        self._finished += 1
+        if self._room is not None and self.in_hand < self.window.size:
+            self._room.set()
+
+    def idle(self) -> bool:
+        """Nothing is in hand, and nothing was since the last look."""
+        return not self.in_hand and not self._finished
+
+    def look(self, now: float) -> bool:
+        """Judge what was seen since the last look; whether it is to be consumed with another prefetch."""
+        size = self.window.after(
+            now,
+            rate=self._finished / max(now - self._began, 1e-3),
+            was_full=self._most_in_hand >= self.granted,
+            bytes_each=self._taken_bytes / self._taken if self._taken else 0.0,
+            longest_wait=self._longest_wait(now),
+        )
+        changed = size != self.window.size or (self.granted < size and self.in_hand <= NOT_FULL * size)
+        self.window.size = size
+        self.start_over(now)
+        return changed
+
+    def start_over(self, now: float) -> None:
+        """What was seen so far says nothing about what comes."""
+        self._began = now
+        self._taken = self._taken_bytes = self._finished = 0
+        self._most_in_hand = self.in_hand
+
+    async def room(self) -> None:
+        """Wait until less is in hand than the window allows."""
+        if self.in_hand >= self.window.size:
+            self._room = asyncio.Event()
+            await self._room.wait()
+            self._room = None
+
+    def grant(self) -> int:
+        """The prefetch for its consumer from now on: of the window, what is not in hand already."""
+        self.granted = max(1, self.window.size - self.in_hand)
+        return self.granted
+
+
+class Regulator:
+    """Looks at the intakes in use every tenth of a second; has `resize` consume with another prefetch where that is better."""
+
+    def __init__(self, resize: Callable[[Intake], Coroutine[Any, Any, None]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._resize = resize
+        self._watched: list[Intake] = []
+        self._resizing: dict[Intake, asyncio.Task[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, intake: Intake) -> None:
+        """Look at an intake from now on, until nothing comes any more."""
+        intake.watched = True
+        intake.start_over(time.monotonic())
+        self._watched.append(intake)
+        if self._timer is None:
+            self._timer = self._loop.call_later(LOOK_EVERY, self._look)
+
+    async def close(self) -> None:
+        """Change nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._resizing.values():
+            task.cancel()
+        await asyncio.gather(*self._resizing.values(), return_exceptions=True)
+
+    def _resized(self, intake: Intake, _: asyncio.Task[None]) -> None:
+        del self._resizing[intake]
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        watched, self._watched = self._watched, []
+        for intake in watched:
+            if intake.idle():
+                intake.watched = False
+                continue
+            self._watched.append(intake)
+            if intake not in self._resizing and intake.look(now):
+                task = self._resizing[intake] = self._loop.create_task(self._resize(intake))
+                task.add_done_callback(partial(self._resized, intake))
+        self._timer = self._loop.call_later(LOOK_EVERY, self._look) if self._watched else None

@@ -1,0 +1,85 @@
+"""What is done with the messages on ackback's own queues: each is for a service that is hosted here, or is published on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from typing import NamedTuple
+
+from broker.errors import InvalidInputError
+from broker.handling.chain import DelayChain
+from broker.log import logger
+from broker.protocol import callbacks, deaths, delays, quarantine
+from broker.protocol import headers as h
+from broker.protocol.cids import new_cid
+from broker.protocol.headers import Headers
+from broker.protocol.message import Message
+from broker.protocol.outcomes import DEAD_REASON, DEAD_SERVICE, Outcome, failure, forwards
+from broker.protocol.problems import problem
+
+
+class ForService(NamedTuple):
+    """A message that a service of this process is to handle. `headers` are those of a reply that came to the callback queue."""
+
+    name: str
+    message: Message
+    headers: Headers | None = None
+
+
+class OwnQueues:
+    """Decides, a method for each queue. `free` says whether a service is hosted here and has a free slot."""
+
+    def __init__(self, hosted: Container[str], free: Callable[[str], bool], chain: DelayChain) -> None:
+        self._hosted = hosted
+        self._free = free
+        self._chain = chain
+
+    def reply(self, message: Message) -> ForService | Outcome:
+        """One callback that has a free slot here runs here; otherwise each gets the reply on its own queue."""
+        cid = message.correlation_id = message.correlation_id or new_cid()
+        try:
+            headers = h.read(message)
+        except InvalidInputError as error:
+            logger.warning("a reply with invalid headers becomes a dead letter: %s", error, extra={"cid": cid})
+            return callbacks.unreadable(message, error)
+        names = callbacks.names_for(headers)
+        if len(names) == 1 and self._free(names[0]):
+            return ForService(names[0], message, headers)
+        if names:
+            return forwards(message, cid, names)
+        logger.warning("a reply that names no callback becomes a dead letter", extra={"cid": cid})
+        return callbacks.no_callback(message, callbacks.NONE_NAMED)
+
+    def dead(self, message: Message) -> Outcome:
+        """What RabbitMQ gave up becomes a dead letter."""
+        outcome = deaths.bury(message)
+        assert outcome.dead is not None
+        told = outcome.dead.message.headers
+        logger.warning(
+            "RabbitMQ gave up a message of %r (%s): it becomes a dead letter",
+            told[DEAD_SERVICE],
+            told[DEAD_REASON],
+            extra={"cid": outcome.dead.message.correlation_id},
+        )
+        return outcome
+
+    def due(self, message: Message) -> Outcome:
+        """What has waited goes to its queue."""
+        try:
+            outcome = Outcome(again=delays.due(message))
+        except InvalidInputError as error:
+            return _unreadable(message, error)
+        if outcome.again and outcome.again.exchange:
+            self._chain.forget()  # it left the chain before its time: something is missing there
+        return outcome
+
+    def quarantined(self, message: Message) -> ForService | Outcome:
+        """What is in quarantine is handled here if its service is, else it goes to where it may be."""
+        try:
+            name, _, released = quarantine.released(message)
+        except InvalidInputError as error:
+            return _unreadable(message, error)
+        return ForService(name, released) if name in self._hosted else quarantine.elsewhere(message, name)
+
+
+def _unreadable(message: Message, error: InvalidInputError) -> Outcome:
+    return failure(message, "invalid", problem("invalid", "Invalid headers", str(error), ""))
