@@ -85,21 +85,23 @@ class Invocation:
         cid: str | None,
     ) -> str:
         """See `Service.invoke_async`."""
-        target = self._invoker.registry.name_of(name)
-        explicit = self._invoker.names(callback) if callback is not None else self._definition.callbacks
-        wanted = explicit or self._invoker.registry.default_callbacks(self._definition)
+        invoker, definition = self._invoker, self._definition
+        target = invoker.registry.name_of(name)
+        explicit = definition.callbacks if callback is None else invoker.names(callback)
         cid = check_cid(cid) if cid is not None else self._next_cid()
-        publishing = self._compose(
-            target,
-            payload,
-            cid=cid,
-            callbacks=explicit,
-            reply_to=self._invoker.callback_queue if wanted else None,
-            delay=delay,
-            expiration=expiration,
-            priority=priority,
-            headers=headers,
-        )
+        if delay is None and expiration is None and priority is None and headers is None:
+            template = invoker.template(definition, explicit)
+        else:
+            template = Template(
+                callbacks=explicit,
+                reply_to=invoker.reply_to(definition, explicit),
+                delay=delay,
+                expiration=expiration,
+                priority=priority,
+                headers=headers,
+                source=definition.name,
+            )
+        publishing = self._request(template, target, payload, cid)
         if self._ended:
             raise RuntimeError(
                 f"the handling of {self.cid} has ended (it took longer than its timeout): nothing was sent"
@@ -126,7 +128,8 @@ class Invocation:
     async def call(self, name: str | type[Service], payload: Any, timeout: float) -> Any:
         """See `Service.call`."""
         target = self._invoker.registry.name_of(name)
-        publishing = self._compose(target, payload, cid=self._next_cid())
+        template = Template(source=self._definition.name)
+        publishing = self._request(template, target, payload, self._next_cid())
         connection = self._invoker.connection
         if connection is None:
             raise ConnectionLostError("there is no connection to RabbitMQ")
@@ -157,6 +160,7 @@ class Invocation:
                     failed = failed or error
             except NotAcceptedError as error:
                 failed = failed or error
+        self._confirms.clear()
         if failed is not None:
             raise failed
 
@@ -166,13 +170,13 @@ class Invocation:
         for _, confirm in self._confirms:
             confirm.add_done_callback(retrieved)
 
-    def _compose(self, target: str, payload: Any, cid: str, **properties: Any) -> Publishing:
-        request = self._message
-        tracing = {key: request.headers[key] for key in h.TRACING if key in request.headers}
-        own_headers = {h.SOURCE: self._definition.name, h.PARENT: self.cid, **tracing}
+    def _request(self, template: Template, target: str, payload: Any, cid: str) -> Publishing:
+        headers = {h.PARENT: self.cid}
+        for name in h.TRACING:
+            if name in self._message.headers:
+                headers[name] = self._message.headers[name]
         try:
-            template = Template(own_headers=own_headers, **properties)
-            return template.request(target, payload, cid, time.time(), self._invoker.max_body)
+            return template.request(target, payload, cid, time.time(), self._invoker.max_body, headers)
         except bodies.UnserialisableError as error:
             raise TypeError(f"the payload for {target!r} cannot be serialised: {error}") from None
 

@@ -9,12 +9,16 @@ from typing import cast
 from broker.errors import ConnectionLostError
 from broker.handling.calls import Calls
 from broker.handling.chain import DelayChain
+from broker.hosting.definition import ServiceDefinition
 from broker.hosting.registry import Registry
 from broker.protocol import quarantine
 from broker.protocol.message import Publishing
 from broker.protocol.queues import own_queue, with_what_leads_there
+from broker.protocol.requests import Template
 from broker.service import Callback, Callbacks
 from broker.transport.interface import Connection
+
+MAX_TEMPLATES = 4096
 
 
 class Invoker:
@@ -30,6 +34,21 @@ class Invoker:
         self.loop = asyncio.get_running_loop()
         self.loop_thread = threading.get_ident()
         self.connection: Connection | None = None
+        self._templates: dict[tuple[str, tuple[str, ...]], Template] = {}
+
+    def reply_to(self, definition: ServiceDefinition, callbacks: tuple[str, ...]) -> str | None:
+        """The queue that a service's invocations ask replies on; None if there is nobody who would get them."""
+        return self.callback_queue if callbacks or self.registry.default_callbacks(definition) else None
+
+    def template(self, definition: ServiceDefinition, callbacks: tuple[str, ...]) -> Template:
+        """What a service's plain invocations with these callbacks have in common."""
+        key = definition.name, callbacks
+        if (template := self._templates.get(key)) is None:
+            reply_to = self.reply_to(definition, callbacks)
+            template = Template(callbacks=callbacks, reply_to=reply_to, source=definition.name)
+            if len(self._templates) < MAX_TEMPLATES:
+                self._templates[key] = template
+        return template
 
     def publish(self, publishing: Publishing) -> asyncio.Future[None]:
         """Publish on the connection of the moment; see `Connection.publish` and `DelayChain.publish`."""

@@ -10,7 +10,7 @@ from broker.protocol.message import Message
 MAX_SHORTSTR = 255
 
 _BYTES = 16
-_KEY = b"ackback invocation"
+_KEYED = hashlib.blake2b(digest_size=_BYTES, key=b"ackback invocation")
 
 
 def new_cid() -> str:
@@ -34,7 +34,9 @@ def derived_cid(seed: bytes, ordinal: int) -> str:
 
     The same for every attempt, so that what a retried or redelivered handler sends again is recognised.
     """
-    return hashlib.blake2b(b"%b/%d" % (seed, ordinal), digest_size=_BYTES, key=_KEY).hexdigest()
+    keyed = _KEYED.copy()
+    keyed.update(b"%b/%d" % (seed, ordinal))
+    return keyed.hexdigest()
 
 
 def reply_id(cid: str, callback: str = "") -> str:

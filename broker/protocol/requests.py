@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from broker.errors import NotAcceptedError
@@ -12,12 +13,13 @@ from broker.protocol.delays import delayed, whole_seconds
 from broker.protocol.message import Message, Publishing
 
 MAX_EXPIRATION = 366 * 86400
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Template:
     """What many requests have in common, checked once.
 
-    `delay` and `expiration` are in seconds; `own_headers` are the protocol's, `headers` the user's.
+    `delay` and `expiration` are in seconds, `source` is the service that invokes, `headers` are the user's.
 
     Raises:
         TypeError: a header has a value that AMQP has no type for.
@@ -33,7 +35,7 @@ class Template:
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
-        own_headers: Mapping[str, Any] | None = None,
+        source: str | None = None,
     ) -> None:
         if expiration is not None and not 0 <= expiration <= MAX_EXPIRATION:
             raise ValueError(f"expiration is in seconds, from 0 to a year, not {expiration!r}")
@@ -46,7 +48,9 @@ class Template:
                 taken = ", ".join(sorted(h.OWN.intersection(headers)))
                 raise ValueError(f"headers that the protocol itself sets cannot be given: {taken}")
             h.check_encodable(dict(headers), "headers")
-        self._headers = {**(headers or {}), **(own_headers or {})}
+        self._headers = dict(headers or {})
+        if source is not None:
+            self._headers[h.SOURCE] = source
         if callbacks:
             self._headers[h.CALLBACK] = callbacks[0] if len(callbacks) == 1 else list(callbacks)
         self._reply_to = reply_to
@@ -54,8 +58,10 @@ class Template:
         self._expiration = None if expiration is None else round(expiration * 1000)
         self._priority = priority
 
-    def request(self, target: str, payload: Any, cid: str, now: float, max_body: int) -> Publishing:
-        """A request with this payload, made `now` (seconds since 1970).
+    def request(
+        self, target: str, payload: Any, cid: str, now: float, max_body: int, headers: Mapping[str, Any] = _NONE
+    ) -> Publishing:
+        """A request with this payload and some headers more, made `now` (seconds since 1970).
 
         Raises:
             bodies.UnserialisableError: the payload cannot be serialised.
@@ -69,7 +75,7 @@ class Template:
             )
         message = Message(
             body,
-            self._headers,
+            {**self._headers, **headers},
             content_type,
             correlation_id=cid,
             message_id=cid,

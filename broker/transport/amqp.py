@@ -103,7 +103,7 @@ class AmqpConnection:
         self._writes: set[asyncio.Task[None]] = set()
         self._publisher: aiormq.abc.AbstractChannel
         self._declaring = asyncio.Semaphore(DECLARING_AT_ONCE)
-        self._consumers: set[AmqpConsumer] = set()
+        self._consumers = 0
         self.lost: asyncio.Future[str] = self._loop.create_future()
 
     async def open(self) -> None:
@@ -208,16 +208,19 @@ class AmqpConnection:
         on_cancelled: Callable[[str], None],
         timeout: float | None = None,
     ) -> AmqpConsumer:
-        if self._channel_max and len(self._consumers) >= self._channel_max - DECLARING_AT_ONCE:
+        if self._channel_max and self._consumers >= self._channel_max - DECLARING_AT_ONCE:
             raise ConfigurationError(
                 f"RabbitMQ allows {self._channel_max} channels on a connection, and each queue that is consumed takes one "
                 f"({DECLARING_AT_ONCE} are kept free): host fewer services in one process, or raise channel_max on the broker"
             )
+        self._consumers += 1
+        started = False
         try:
             channel, underlay = await self._open_channel()
             arguments = {} if timeout is None else {"x-consumer-timeout": round(timeout * 1000)}
             consumer = self._consumer(queue, channel, underlay, on_delivery, on_cancelled, arguments)
             await consumer.start(prefetch)
+            started = True
             return consumer
         except amqp.ChannelNotFoundEntity:
             raise ConfigurationError(f"there is no queue {queue!r} to consume") from None
@@ -225,6 +228,9 @@ class AmqpConnection:
             raise ConfigurationError(explain.refusal(f"read queue {queue!r}", "read", error)) from None
         except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
             raise self._ended(error) from None
+        finally:
+            if not started:
+                self._consumers -= 1
 
     def _consumer(self, *arguments: Any) -> AmqpConsumer:
         return AmqpConsumer(self, *arguments)
@@ -237,9 +243,9 @@ class AmqpConnection:
             with suppress(Exception):
                 await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT)
 
-    def forget(self, consumer: AmqpConsumer) -> None:
+    def forget_consumer(self) -> None:
         """A consumer's channel is closed."""
-        self._consumers.discard(consumer)
+        self._consumers -= 1
 
     def write(self, coroutine: Any) -> None:
         """Run an acknowledgement to its end in the background; one that a lost connection breaks is of no use."""
@@ -301,12 +307,11 @@ class AmqpConsumer:
         self._ended = False
         self._closing = False
         self._unsettled = 0
-        connection._consumers.add(self)
 
     async def start(self, prefetch: int) -> None:
-        self._channel.close_callbacks.add(self._on_channel_closed)
         self._underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
         await self._consume(prefetch)
+        self._channel.close_callbacks.add(self._on_channel_closed)
 
     async def pause(self) -> None:
         tag, self._tag = self._tag, None
@@ -358,7 +363,7 @@ class AmqpConsumer:
 
     def _on_channel_closed(self, _: object, error: BaseException | None) -> None:
         self._closing = True
-        self._connection.forget(self)
+        self._connection.forget_consumer()
         if not self._connection._ending:
             self._end(f"RabbitMQ closed the channel of queue {self._queue!r}: {explain.closed(error)}")
 

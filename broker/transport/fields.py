@@ -15,7 +15,10 @@ from typing import Any
 # Most messages of a queue have the same few headers; larger tables are seldom the same twice.
 MAX_REMEMBERED_TABLE = 512
 MAX_REMEMBERED_TEXT = 200
+_SELDOM_REPEATED = frozenset({"parent", "traceparent"})
+_PARENT = b"\x06parent"
 
+_TEXT = ord("S")
 _LENGTHS = [bytes([length]) for length in range(256)]
 _LONG = struct.Struct(">I")
 _TIMESTAMP = struct.Struct(">Q")
@@ -41,7 +44,7 @@ def encode_table(table: dict[str, Any]) -> bytes:
     encoded = b"".join(
         [
             _text_field(key, value)
-            if type(value) is str and len(value) <= MAX_REMEMBERED_TEXT
+            if type(value) is str and len(value) <= MAX_REMEMBERED_TEXT and key not in _SELDOM_REPEATED
             else cached_shortstr(key) + _encode_value(value)
             for key, value in table.items()
         ]
@@ -49,7 +52,7 @@ def encode_table(table: dict[str, Any]) -> bytes:
     return _LONG.pack(len(encoded)) + encoded
 
 
-# Of the protocol's headers, few values are new: names, and the words that the protocol itself has.
+# Of other headers, few values are new: names, and the words that the protocol itself has.
 @lru_cache(maxsize=1024)
 def _text_field(key: str, value: str) -> bytes:
     return shortstr(key) + _encode_value(value)
@@ -116,11 +119,12 @@ def read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
     start, end = at + 4, at + 4 + size
     if end > len(data):
         raise ValueError("a table ends too late")
-    if size > MAX_REMEMBERED_TABLE:
-        return _read_fields(data[start:end]), end
-    table, has_only_text = _remembered_fields(data[start:end])
+    fields = data[start:end]
+    if size > MAX_REMEMBERED_TABLE or _PARENT in fields:
+        return _read_fields(fields), end
+    table, has_only_text = _remembered_fields(fields)
     # What is remembered is shared, so it must have no mutable parts.
-    return table.copy() if has_only_text else _read_fields(data[start:end]), end
+    return table.copy() if has_only_text else _read_fields(fields), end
 
 
 @lru_cache(maxsize=1024)
@@ -132,8 +136,15 @@ def _remembered_fields(fields: bytes) -> tuple[dict[str, Any], bool]:
 def _read_fields(fields: bytes) -> dict[str, Any]:
     at, end, table = 0, len(fields), {}
     while at < end:
-        key, at = read_shortstr(fields, at)
-        table[key], at = _read_value(fields, at)
+        start = at + 1
+        at = start + fields[at]
+        key = fields[start:at].decode("utf-8", "surrogateescape")
+        if fields[at] == _TEXT:
+            start = at + 5
+            at = start + int.from_bytes(fields[at + 1 : start])
+            table[key] = fields[start:at].decode("utf-8", "surrogateescape")
+        else:
+            table[key], at = _read_value(fields, at)
     if at != end:
         raise ValueError("a table's length is not that of its fields")
     return table
