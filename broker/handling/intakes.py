@@ -11,7 +11,7 @@ from typing import Any
 from broker.handling.windows import Window
 from broker.transport.interface import Delivery
 
-LOOK_EVERY = 0.1
+LOOK_EVERY = 0.05
 """Seconds."""
 NOT_FULL = 0.75
 """A consumer whose prefetch leaves more of its window unused is begun again."""
@@ -47,12 +47,11 @@ class Intake:
         self._room: asyncio.Event | None = None
         # Since the last look:
         self._began = 0.0
-        self._taken = self._taken_bytes = self._finished = self._most_in_hand = 0
+        self._taken_bytes = self._finished = self._most_in_hand = 0
 
     def begun(self, size: int) -> None:
         """A delivery with a body of so many bytes is in hand."""
         self.in_hand += 1
-        self._taken += 1
         self._taken_bytes += size
         if self.in_hand > self._most_in_hand:
             self._most_in_hand = self.in_hand
@@ -74,7 +73,7 @@ class Intake:
             now,
             rate=self._finished / max(now - self._began, 1e-3),
             was_full=self._most_in_hand >= self.granted,
-            bytes_each=self._taken_bytes / self._taken if self._taken else 0.0,
+            bytes_each=self._taken_bytes / max(self._finished, 1),
             longest_wait=self._longest_wait(now),
         )
         changed = size != self.window.size or (self.granted < size and self.in_hand <= NOT_FULL * size)
@@ -85,7 +84,7 @@ class Intake:
     def start_over(self, now: float) -> None:
         """What was seen so far says nothing about what comes."""
         self._began = now
-        self._taken = self._taken_bytes = self._finished = 0
+        self._taken_bytes = self._finished = 0
         self._most_in_hand = self.in_hand
 
     async def room(self) -> None:
@@ -102,7 +101,7 @@ class Intake:
 
 
 class Regulator:
-    """Looks at the intakes in use every tenth of a second; has `resize` consume with another prefetch where that is better."""
+    """Looks at the intakes in use every twentieth of a second; has `resize` consume with another prefetch where that is better."""
 
     def __init__(self, resize: Callable[[Intake], Coroutine[Any, Any, None]]) -> None:
         self._loop = asyncio.get_running_loop()
