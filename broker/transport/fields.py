@@ -17,6 +17,7 @@ MAX_REMEMBERED_TABLE = 512
 MAX_REMEMBERED_TEXT = 200
 _SELDOM_REPEATED = frozenset({"parent", "traceparent"})
 _PARENT = b"\x06parent"
+_WITH_PARENT = len(_PARENT) + 5 + 32  # bytes of a table with nothing but a parent of ackback's own
 
 _TEXT = ord("S")
 _LENGTHS = [bytes([length]) for length in range(256)]
@@ -120,7 +121,7 @@ def read_table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
     if end > len(data):
         raise ValueError("a table ends too late")
     fields = data[start:end]
-    if size > MAX_REMEMBERED_TABLE or _PARENT in fields:
+    if size > MAX_REMEMBERED_TABLE or (size > _WITH_PARENT and _PARENT in fields):
         return _read_fields(fields), end
     table, has_only_text = _remembered_fields(fields)
     # What is remembered is shared, so it must have no mutable parts.
