@@ -304,10 +304,10 @@ class rabbitmq_container:  # noqa: N801  # used like a function: `with rabbitmq_
     def __exit__(self, *_: object) -> None:
         self._container.stop()
 
-    def exec(self, command: list[str]) -> tuple[int, str]:
-        """Run a command in the container; return its exit code and what it printed."""
-        code, output = self._container.exec(command)
-        return code, output.decode()
+    @property
+    def id(self) -> str:
+        """The container's ID, for Docker's own tools."""
+        return str(self._container.get_wrapped_container().id)
 
 
 __all__ = ["DeadLetter", "Services", "ackback_rabbitmq", "rabbitmq_container", "running_services", "services"]

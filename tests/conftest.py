@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -17,13 +21,18 @@ from tests.rabbitmq import Rabbit, rabbitmq
 logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 USED: dict[str, str] = {}
+SHARED = "TESTS_SHARED_RABBITMQ"
 
 
 @pytest.fixture(scope="session")
 def rabbit() -> Iterator[Rabbit]:
     """The RabbitMQ that this session uses; the summary says which it was."""
+    if shared := os.environ.get(SHARED):  # by all processes of this session, each with a virtual host of its own
+        found = Rabbit(**json.loads(shared))
+        yield found.with_vhost(os.environ["PYTEST_XDIST_WORKER"])
+        return
     with rabbitmq() as found:
-        USED["RabbitMQ"] = f"{_version(found.url)} from {found.origin}"
+        _note_version(found)
         yield found
 
 
@@ -36,7 +45,7 @@ def rabbitmq_url(rabbit: Rabbit) -> str:
 @pytest.fixture(scope="session")
 def our_rabbit(rabbit: Rabbit) -> Iterator[Rabbit]:
     """A RabbitMQ that the tests may administrate: the session's own, or another beside somebody else's."""
-    if rabbit.tool is not None:
+    if rabbit.is_ours:
         yield rabbit
         return
     with rabbitmq(ours=True) as another:
@@ -50,16 +59,55 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """With several processes (pytest-xdist), one RabbitMQ for all."""
+    if getattr(config.option, "numprocesses", None):
+        assert "AMQP_URL" not in os.environ, (
+            "tests in several processes each need a virtual host; with AMQP_URL leave out -n"
+        )
+        stack = contextlib.ExitStack()
+        found = stack.enter_context(rabbitmq())
+        _note_version(found)
+        os.environ[SHARED] = json.dumps(dataclasses.asdict(found))
+        config.add_cleanup(stack.close)
+        config.pluginmanager.register(OfSeveralProcesses())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["used"] = USED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What has to run in one process begins first: the attacks are the longest of all."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What was logged may hold halves of surrogate pairs, which no report can be sent with."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
+class OfSeveralProcesses:
+    """Hooks of pytest-xdist."""
+
+    def pytest_testnodedown(self, node: Any) -> None:
+        USED.update(getattr(node, "workeroutput", {}).get("used", {}))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for what, which in USED.items():
         terminalreporter.write_line(f"{what}: {which}")
 
 
-def _version(url: str) -> str:
+def _note_version(found: Rabbit) -> None:
     import pika
 
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
-        return str(connection._impl.server_properties["version"])
+    with pika.BlockingConnection(pika.URLParameters(found.url)) as connection:
+        USED["RabbitMQ"] = f"{connection._impl.server_properties['version']} from {found.origin}"
 
 
 pytest_plugins = ["pytester"]

@@ -8,9 +8,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from broker.testing import rabbitmq_container
@@ -24,21 +24,56 @@ WHAT_TO_DO = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rabbit:
-    """A RabbitMQ: its URL, words that say where it is from, and its command-line tools, unless it is somebody else's."""
+    """A RabbitMQ: its URL without a virtual host, words that say where it is from, and how its command-line tools are reached: in a
+    container, or with the environment of a private node; neither if it is somebody else's."""
 
-    url: str
+    base_url: str
     origin: str
-    tool: Callable[..., str] | None
+    vhost: str = "/"
+    container: str | None = None
+    environment: Mapping[str, str] | None = None
+
+    @property
+    def url(self) -> str:
+        return self.at(self.vhost)
+
+    def at(self, vhost: str) -> str:
+        return self.base_url if vhost == "/" else f"{self.base_url}{vhost}"
+
+    @property
+    def is_ours(self) -> bool:
+        return self.container is not None or self.environment is not None
+
+    def with_vhost(self, vhost: str) -> Rabbit:
+        """The same with a virtual host of one's own."""
+        self.ctl("add_vhost", vhost)
+        self.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
+        return replace(self, vhost=vhost)
 
     def ctl(self, *arguments: str) -> str:
-        assert self.tool is not None
-        return self.tool("rabbitmqctl", *arguments)
+        return self._tool("rabbitmqctl", *arguments)
 
     def diagnostics(self, *arguments: str) -> str:
-        assert self.tool is not None
-        return self.tool("rabbitmq-diagnostics", *arguments)
+        return self._tool("rabbitmq-diagnostics", *arguments)
+
+    def _tool(self, program: str, *arguments: str) -> str:
+        if self.container is not None:
+            import docker
+
+            client = docker.from_env()
+            try:
+                code, output = client.containers.get(self.container).exec_run([program, *arguments])
+            finally:
+                client.close()
+            assert code == 0, output.decode()
+            return str(output.decode())
+        assert self.environment is not None
+        command = [str(SERVER.with_name(program)), "-n", self.environment["RABBITMQ_NODENAME"], *arguments]
+        return subprocess.run(
+            command, env=os.environ | dict(self.environment), check=True, capture_output=True, text=True
+        ).stdout
 
 
 @contextmanager
@@ -48,22 +83,16 @@ def rabbitmq(*, ours: bool = False) -> Iterator[Rabbit]:
     `RABBITMQ_FROM=package` in the environment passes over Docker.
     """
     if (url := os.environ.get("AMQP_URL")) and not ours:
-        yield Rabbit(url, "AMQP_URL", None)
+        yield Rabbit(url, "AMQP_URL")
     elif os.environ.get("RABBITMQ_FROM") != "package" and docker_has_image():
         with (container := rabbitmq_container(IMAGE, host="127.0.0.1")) as url:
-
-            def tool(*command: str) -> str:
-                code, output = container.exec(list(command))
-                assert code == 0, output
-                return output
-
-            yield Rabbit(url, f"testcontainers, image {IMAGE}", tool)
+            yield Rabbit(url, f"testcontainers, image {IMAGE}", container=container.id)
     else:
         origin = "Debian's package, installed already" if SERVER.exists() else "Debian's package, just installed"
         if not SERVER.exists():
             install()
-        with private_node() as (url, tool):
-            yield Rabbit(url, f"a private node from {origin}", tool)
+        with private_node() as (url, environment):
+            yield Rabbit(url, f"a private node from {origin}", environment=environment)
 
 
 def docker_has_image() -> bool:
@@ -114,21 +143,17 @@ def install(package: str = "rabbitmq-server", what_to_do: str = WHAT_TO_DO) -> N
 
 
 @contextmanager
-def private_node() -> Iterator[tuple[str, Callable[..., str]]]:
-    """A node from the installed package, with everything it writes in a folder of its own."""
+def private_node() -> Iterator[tuple[str, dict[str, str]]]:
+    """A node from the installed package, with everything it writes in a folder of its own: its URL, and the environment of its tools."""
     folder = Path(tempfile.mkdtemp(prefix="ackback-rabbitmq-"))
     port = free_port()
     environment = private_environment(folder, port)
     log = (folder / "output").open("w")
-    process = subprocess.Popen([str(SERVER)], env=environment, stdout=log, stderr=log, process_group=0)
+    command = [str(SERVER)]
+    process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log, process_group=0)
     try:
         wait_for_port(port, process)
-
-        def tool(program: str, *arguments: str) -> str:
-            command = [str(SERVER.with_name(program)), "-n", environment["RABBITMQ_NODENAME"], *arguments]
-            return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-
-        yield f"amqp://guest:guest@127.0.0.1:{port}/", tool
+        yield f"amqp://guest:guest@127.0.0.1:{port}/", environment
     finally:
         # The script starts the Erlang VM as a child: the whole group is ours.
         os.killpg(process.pid, 9)
@@ -141,7 +166,7 @@ def private_environment(folder: Path, port: int) -> dict[str, str]:
     """The environment in which a node from the package keeps everything that it writes in a folder."""
     (folder / "enabled_plugins").write_text("[].")
     (folder / "rabbitmq.conf").write_text("loopback_users.guest = true\n")
-    return os.environ | {
+    return {
         "HOME": str(folder),
         "RABBITMQ_NODENAME": f"ackback{port}@localhost",
         "RABBITMQ_NODE_PORT": str(port),

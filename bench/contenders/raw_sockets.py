@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pamqp.frame
 from pamqp import commands
@@ -56,7 +56,7 @@ class Socket:
         self._method(commands.Connection.StartOk(client_properties={}, mechanism="PLAIN", response=response), 0)
         self._expect(commands.Connection.Tune)
         self._method(commands.Connection.TuneOk(channel_max=2047, frame_max=131072, heartbeat=0), 0)
-        self._method(commands.Connection.Open(virtual_host=parts.path or "/"), 0)
+        self._method(commands.Connection.Open(virtual_host=unquote(parts.path[1:]) or "/"), 0)
         self._expect(commands.Connection.OpenOk)
         self.call(commands.Channel.Open(), commands.Channel.OpenOk)
 

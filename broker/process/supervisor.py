@@ -107,15 +107,15 @@ class Supervisor:
 
     def _stop_all(self) -> int:
         """End the workers, by force if they outlast their grace; 0 if all ended well."""
-        codes = []
+        ended_well = []
         deadline = time.monotonic() + self._grace + KILL_AFTER_GRACE
         for worker in self._workers.values():
             if not self._signals:
                 worker.send(signal.SIGTERM)
         for worker in self._workers.values():
-            codes.append(worker.wait(deadline))
+            ended_well.append(worker.ends_well(deadline))
         self._workers.clear()
-        return 0 if all(code == 0 for code in codes) else 1
+        return 0 if all(ended_well) else 1
 
 
 class _Worker:
@@ -144,15 +144,17 @@ class _Worker:
         if self.process.poll() is None:
             self.process.send_signal(number)
 
-    def wait(self, deadline: float) -> int:
+    def ends_well(self, deadline: float) -> bool:
+        """Wait for its end, and force it at the deadline. One that was only starting may end by the signal: it had nothing in hand."""
         try:
             code = self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             logger.warning("worker %d does not stop: killing it", self.process.pid)
             self.process.kill()
             code = self.process.wait()
+        ended_well = code == 0 or (code in (-signal.SIGTERM, -signal.SIGINT) and not self.was_up())
         self.close()
-        return code
+        return ended_well
 
     def close(self) -> None:
         self._socket.close()

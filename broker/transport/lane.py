@@ -183,10 +183,6 @@ class LaneConsumer(AmqpConsumer):
     def _is_settled(self) -> bool:
         return self._acks.settled == self._last_tag
 
-    async def _close(self) -> None:
-        await self._lane.flushed()  # no acknowledgement may follow the channel's end
-        await super()._close()
-
     def _on_channel_closed(self, sender: object, error: BaseException | None) -> None:
         self.open = False
         self._lane.detach(self._number)

@@ -68,7 +68,6 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         self._flushing = False
         self._out_size = 0
         self._socket_full = False
-        self._written: asyncio.Future[None] | None = None
         self._last_shown = loop.time()
         self.failed: Callable[[str], None] | None = None
         self.frame_max = frames.DEFAULT_FRAME_MAX
@@ -91,7 +90,6 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         self._transport = None
         self._lanes.clear()
         self._out.clear()
-        self._tell_written()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -235,23 +233,10 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         self._flushing = False
         self._write()
 
-    async def flushed(self) -> None:
-        """Wait until everything sent so far is written, or never will be."""
-        self.flush()
-        if self._out:
-            self._written = self._written or self._event_loop.create_future()
-            await asyncio.shield(self._written)
-
     def _write(self) -> None:
         if self._out and not self._socket_full and self._transport is not None:
             out, self._out, self._out_size = self._out, [], 0
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
-            self._tell_written()
-
-    def _tell_written(self) -> None:
-        if self._written is not None:
-            self._written.set_result(None)
-            self._written = None
 
     def pause_writing(self) -> None:
         # The socket is full: RabbitMQ is slow, or holds us back in an alarm. What is sent from now on waits here.

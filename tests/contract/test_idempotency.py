@@ -45,8 +45,9 @@ def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # It refuses to run as root.
     as_user: dict[str, Any] = {"user": "postgres", "cwd": "/"} if os.geteuid() == 0 else {}
     if as_user:
-        for parent in (folder, *folder.parents[:2]):
-            parent.chmod(0o755)
+        for parent in (folder, *folder.parents):
+            if parent.owner() == "root" and parent.name.startswith(("pytest-", "popen-", "postgresql")):
+                parent.chmod(0o755)
         shutil.chown(folder, "postgres")
     data, port = folder / "data", free_port()
     initdb = [str(programs / "initdb"), "-D", str(data), "-U", "ackback", "-A", "trust", "-N"]

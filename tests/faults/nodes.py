@@ -84,7 +84,7 @@ class PackageNode:
     def start(self) -> None:
         with (self._folder / "output").open("a") as log:
             self._process = subprocess.Popen(
-                [str(SERVER)], env=self._environment, stdout=log, stderr=log, process_group=0
+                [str(SERVER)], env=os.environ | self._environment, stdout=log, stderr=log, process_group=0
             )
         wait_for_port(self._port, self._process)
 
@@ -103,7 +103,9 @@ class PackageNode:
 
     def ctl(self, *arguments: str) -> str:
         command = [str(SERVER.with_name("rabbitmqctl")), "-q", "-n", self.name, *arguments]
-        return subprocess.run(command, env=self._environment, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            command, env=os.environ | self._environment, check=True, capture_output=True, text=True
+        ).stdout
 
     def remove(self) -> None:
         self.kill()

@@ -14,6 +14,7 @@ import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
@@ -163,7 +164,7 @@ def test_check_names_a_queue_with_other_arguments(
     [
         ("amqp://guest:hunter2@{host}/", "refuses user 'guest': the name or the password is wrong"),
         ("amqp://nobody:hunter2@{host}/", "refuses user 'nobody'"),
-        ("{good}no-such-vhost", "does not let user 'guest' into virtual host 'no-such-vhost'"),
+        ("amqp://guest:guest@{host}/no-such-vhost", "does not let user 'guest' into virtual host 'no-such-vhost'"),
         ("amqp://guest:hunter2@no-such-host.invalid/", "the host name 'no-such-host.invalid' cannot be resolved"),
         ("amqp://guest:hunter2@127.0.0.1:{port}/", "is not there: the connection was refused"),
         ("amqps://guest:hunter2@{host}/", "no TLS connection"),
@@ -171,8 +172,8 @@ def test_check_names_a_queue_with_other_arguments(
 )
 def test_a_url_that_leads_nowhere(ackback: Run, project: Project, rabbitmq_url: str, url: str, words: str) -> None:
     project()
-    address = rabbitmq_url.rpartition("@")[2].rstrip("/")
-    wrong = url.format(host=address, port=free_port(), good=rabbitmq_url)
+    broker = urlsplit(rabbitmq_url)
+    wrong = url.format(host=f"{broker.hostname}:{broker.port}", port=free_port())
     for command in (["send", "x"], ["call", "x"], ["check"]):
         done = ackback(*command, ACKBACK_BROKER__URL=wrong)
         assert done.returncode == 1, done.stdout + done.stderr
@@ -233,7 +234,9 @@ def test_help_and_version(ackback: Run) -> None:
 
 def test_a_user_who_may_not_declare(ackback: Run, project: Project, our_rabbit: Rabbit) -> None:
     our_rabbit.ctl("add_user", "limited", "hunter2")
-    our_rabbit.ctl("set_permissions", "limited", "^(dead-letters|ackback|callbacks)", ".*", ".*")
+    our_rabbit.ctl(
+        "set_permissions", "-p", our_rabbit.vhost, "limited", "^(dead-letters|ackback|callbacks)", ".*", ".*"
+    )
     limited_user = our_rabbit.url.replace("guest:guest@", "limited:hunter2@")
     project({"a.py": "from broker import Service\nclass A(Service):\n  name = 'test.denied'\n  def handle(self): pass"})
     done = ackback("check", ACKBACK_BROKER__URL=limited_user)
@@ -245,11 +248,11 @@ def test_a_user_who_may_not_declare(ackback: Run, project: Project, our_rabbit: 
     done = ackback("run", ACKBACK_BROKER__URL=limited_user)
     assert done.returncode == 2
     assert "rabbitmqctl set_permissions" in done.stderr
-    our_rabbit.ctl("set_permissions", "limited", ".*", ".*", "^(ackback|callbacks)")
+    our_rabbit.ctl("set_permissions", "-p", our_rabbit.vhost, "limited", ".*", ".*", "^(ackback|callbacks)")
     done = ackback("check", ACKBACK_BROKER__URL=limited_user)
     assert done.returncode == 1
     assert re.search("queue 'test.denied': it lacks the (configure or )?read permission", done.stdout)
-    our_rabbit.ctl("set_permissions", "limited", ".*", "^ackback", ".*")
+    our_rabbit.ctl("set_permissions", "-p", our_rabbit.vhost, "limited", ".*", "^ackback", ".*")
     done = ackback("check", ACKBACK_BROKER__URL=limited_user)
     assert done.returncode == 1
     assert "access to exchange 'amq.default'" in done.stdout

@@ -12,6 +12,7 @@ import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -258,8 +259,8 @@ def test_a_broker_that_is_not_there_is_waited_for(start: Start, project: Project
     assert f"RabbitMQ at 127.0.0.1:{port} is not there" in told
     assert "trying again until it works" in told
     # A proxy in its place: it comes up, goes down, and comes up again.
-    host, _, target = rabbitmq_url.rpartition("@")[2].rstrip("/").partition(":")
-    with Forwarder(port, (host, int(target))) as forwarder:
+    broker = urlsplit(rabbitmq_url)
+    with Forwarder(port, (broker.hostname, broker.port)) as forwarder:
         told = daemon.wait_for("refuses user 'guest'")[0]
         assert "the name or the password is wrong" in told
         forwarder.stop()
@@ -275,10 +276,10 @@ def test_a_broker_that_is_not_there_is_waited_for(start: Start, project: Project
 def test_a_broker_that_restarts_loses_nothing(start: Start, project: Project, rabbitmq_url: str) -> None:
     folder = project({"slow.py": SLOW})
     port = free_port()
-    userinfo, _, address = rabbitmq_url.removeprefix("amqp://").rstrip("/").rpartition("@")
-    host, _, target = address.partition(":")
-    (folder / "config.toml").write_text(f"[broker]\nurl = 'amqp://{userinfo}@127.0.0.1:{port}/'")
-    with Forwarder(port, (host, int(target))) as forwarder, Client(rabbitmq_url) as client:
+    broker = urlsplit(rabbitmq_url)
+    url = rabbitmq_url.replace(f":{broker.port}/", f":{port}/")
+    (folder / "config.toml").write_text(f"[broker]\nurl = '{url}'")
+    with Forwarder(port, (broker.hostname, broker.port)) as forwarder, Client(rabbitmq_url) as client:
         daemon = start("run")
         daemon.wait_for("ready: ")
         client.invoke_many("slow", [0.05] * 60)

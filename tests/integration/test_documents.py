@@ -131,7 +131,7 @@ def test_the_documented_permissions_are_enough(
     our_rabbit.ctl("set_permissions", "-p", "limited", "orders", *allowed)
     try:
         folder = project({"orders.py": (ROOT / "services" / "orders.py").read_text()})
-        url = our_rabbit.url.replace("guest:guest@", "orders:hunter2@") + "limited"
+        url = our_rabbit.at("limited").replace("guest:guest@", "orders:hunter2@")
         (folder / "config.toml").write_text(f"[broker]\nurl = '{url}'")
         daemon = start("run")
         daemon.wait_for("ready: ")

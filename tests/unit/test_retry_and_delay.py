@@ -13,7 +13,9 @@ from broker.protocol.delays import LEVELS, MAXIMUM, delayed, due, level_name, ta
 from broker.protocol.message import Message, Publishing
 
 seconds = st.integers(1, MAXIMUM)
-own_headers = st.text().filter(lambda name: not name.startswith(("x-first-death-", "x-last-death-", "delayed")))
+own_headers = st.text().filter(
+    lambda name: not name.startswith(("x-death", "x-first-death-", "x-last-death-", "delayed"))
+)
 
 
 def lowest(low: float, _: float) -> float:
