@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from broker.transport import frames
-
 
 class Acks:
     """The delivery tags of one channel: 1, 2, 3, … in the order of the deliveries.
 
-    What is finished up to the first unfinished tag is acknowledged with one frame (`multiple`), what is finished
-    beyond it with a frame each. A tag that is not finished is never covered.
+    What is finished up to the first unfinished tag is acknowledged at once (`multiple`), what is finished
+    beyond it one by one. A tag that is not finished is never covered.
     """
 
-    def __init__(self, channel: int) -> None:
-        self._channel = channel
+    def __init__(self) -> None:
         self._settled_up_to = 0
         self._settled_beyond: set[int] = set()
         self._finished: list[int] = []
@@ -27,13 +24,12 @@ class Acks:
         """A delivery is dealt with; `take` acknowledges it."""
         self._finished.append(tag)
 
-    def requeue(self, tag: int) -> bytes:
-        """The frame that gives a delivery back."""
+    def requeue(self, tag: int) -> None:
+        """A delivery is given back."""
         self._settled_beyond.add(tag)
-        return frames.requeue(self._channel, tag)
 
-    def take(self) -> list[bytes]:
-        """The frames that acknowledge everything finished since the last time."""
+    def take(self) -> list[tuple[int, bool]]:
+        """The acknowledgements, as tag and `multiple`, of everything finished since the last time."""
         self._finished.sort()
         taken, self._finished = self._finished, []
         beyond = self._settled_beyond
@@ -47,8 +43,8 @@ class Acks:
                 self._settled_up_to = prefix = tag
             else:
                 beyond.add(tag)
-                out.append(frames.ack(self._channel, tag))
+                out.append((tag, False))
         if prefix:
             # The broker refuses a tag that it does not wait for, so this is one of those just finished, not one given back.
-            out.append(frames.ack(self._channel, prefix, multiple=True))
+            out.append((prefix, True))
         return out

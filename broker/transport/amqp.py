@@ -32,6 +32,7 @@ from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message, Publishing
 from broker.settings import masked
 from broker.transport import explain, frames
+from broker.transport.acks import Acks
 from broker.transport.interface import Delivery
 
 CONNECT_TIMEOUT = 10.0
@@ -240,6 +241,7 @@ class AmqpConnection:
 
     async def close(self) -> None:
         self._ending = True
+        await asyncio.sleep(0)  # what was acknowledged in this turn of the loop is written in its next
         if self._writes:
             await asyncio.wait(self._writes, timeout=CLOSE_TIMEOUT)
         if self._consumers:
@@ -313,7 +315,9 @@ class AmqpConsumer:
         self._tag: str | None = None
         self._ended = False
         self._closing = False
-        self._unsettled = 0
+        self._acks = Acks()
+        self._last_tag = 0
+        self._collecting = False
 
     async def start(self, prefetch: int) -> None:
         self._underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
@@ -344,22 +348,45 @@ class AmqpConsumer:
 
     async def _deliver(self, delivered: aiormq.abc.DeliveredMessage) -> None:
         # aiormq cancels the task that runs this when the channel closes: nothing may be awaited here.
-        self._unsettled += 1
+        self._last_tag = delivered.delivery_tag or 0
         self._on_delivery(AmqpDelivery(self, delivered))
 
-    def settled(self) -> None:
-        """One of the deliveries is acknowledged or given back."""
-        self._unsettled -= 1
-        self._close_if_settled()
+    def settle(self, tag: int, *, requeue: bool) -> None:
+        """Acknowledge one delivery, with the others of this loop turn, or give it back."""
+        if requeue:
+            self._acks.requeue(tag)
+            self._give_back(tag)
+            self._close_if_settled()
+            return
+        self._acks.finish(tag)
+        if not self._collecting:
+            self._collecting = True
+            self._collect_later()
+
+    def _collect_later(self) -> None:
+        self._connection._loop.call_soon(self._collect)
+
+    def _collect(self) -> None:
+        self._collecting = False
+        if self._is_open():
+            for tag, multiple in self._acks.take():
+                self._acknowledge(tag, multiple)
+            self._close_if_settled()
+
+    def _is_open(self) -> bool:
+        return not self._underlay.is_closed
+
+    def _acknowledge(self, tag: int, multiple: bool) -> None:
+        self._connection.write(self._underlay.basic_ack(tag, multiple=multiple, wait=False))
+
+    def _give_back(self, tag: int) -> None:
+        self._connection.write(self._underlay.basic_nack(tag, requeue=True, wait=False))
 
     def _close_if_settled(self) -> None:
         """Close the channel of a consumer that has ended, once that gives no message back that is still in hand."""
-        if self._ended and not self._closing and self._is_settled():
+        if self._ended and not self._closing and self._acks.settled == self._last_tag:
             self._closing = True
             self._connection._loop.call_later(CLOSE_AFTER, self._close)
-
-    def _is_settled(self) -> bool:
-        return not self._unsettled
 
     def _close(self) -> None:
         if not self._connection._ending and not self._channel.is_closed:
@@ -395,14 +422,10 @@ class AmqpDelivery:
         return not self._consumer._underlay.is_closed
 
     def ack(self) -> None:
-        consumer = self._consumer
-        consumer._connection.write(consumer._underlay.basic_ack(self._tag, wait=False))
-        consumer.settled()
+        self._consumer.settle(self._tag, requeue=False)
 
     def requeue(self) -> None:
-        consumer = self._consumer
-        consumer._connection.write(consumer._underlay.basic_nack(self._tag, requeue=True, wait=False))
-        consumer.settled()
+        self._consumer.settle(self._tag, requeue=True)
 
     @property
     def _tag(self) -> int:

@@ -28,7 +28,6 @@ from yarl import URL
 from broker.errors import ConnectionLostError, UnencodableError
 from broker.protocol.message import Message, Publishing
 from broker.transport import frames
-from broker.transport.acks import Acks
 from broker.transport.amqp import AmqpConnection, AmqpConsumer, AmqpTransport
 from broker.transport.confirms import Confirms
 from broker.transport.stream import LaneProtocol
@@ -147,9 +146,6 @@ class LaneConsumer(AmqpConsumer):
         connection = self._connection
         self._number = self._underlay.number
         self._lane = connection._protocol(connection._connections[1])  # type: ignore[attr-defined]
-        self._acks = Acks(self._number)
-        self._collecting = False
-        self._last_tag = 0
         self.open = True
         self._lane.attach(self._number, self)
         await super().start(prefetch)
@@ -162,26 +158,17 @@ class LaneConsumer(AmqpConsumer):
         self._last_tag = tag
         self._on_delivery(LaneDelivery(self, tag, redelivered, header, body))
 
-    def settle(self, tag: int, *, requeue: bool) -> None:
-        """Acknowledge or give back one delivery, with the others of this loop turn."""
-        if requeue:
-            self._lane.send(self._acks.requeue(tag))
-            self._close_if_settled()
-            return
-        self._acks.finish(tag)
-        if not self._collecting:
-            self._collecting = True
-            self._lane.flush_with(self._collect)
+    def _collect_later(self) -> None:
+        self._lane.flush_with(self._collect)
 
-    def _collect(self) -> None:
-        self._collecting = False
-        if self.open:
-            for frame in self._acks.take():
-                self._lane.send(frame)
-            self._close_if_settled()
+    def _is_open(self) -> bool:
+        return self.open
 
-    def _is_settled(self) -> bool:
-        return self._acks.settled == self._last_tag
+    def _acknowledge(self, tag: int, multiple: bool) -> None:
+        self._lane.send(frames.ack(self._number, tag, multiple=multiple))
+
+    def _give_back(self, tag: int) -> None:
+        self._lane.send(frames.requeue(self._number, tag))
 
     def _on_channel_closed(self, sender: object, error: BaseException | None) -> None:
         self.open = False
