@@ -13,6 +13,7 @@ from broker.transport.interface import Delivery
 
 LOOK_EVERY = 0.05
 """Seconds."""
+TURNED_OVER = 2
 NOT_FULL = 0.75
 """A consumer whose prefetch leaves more of its window unused is begun again."""
 
@@ -72,7 +73,8 @@ class Intake:
         size = self.window.after(
             now,
             rate=self._finished / max(now - self._began, 1e-3),
-            was_full=self._most_in_hand >= self.granted,
+            # What is handled in place is in hand for a moment: that the window limits it shows in how often it was turned over.
+            was_full=self._most_in_hand >= self.granted or self._finished >= TURNED_OVER * self.granted,
             bytes_each=self._taken_bytes / max(self._finished, 1),
             longest_wait=self._longest_wait(now),
         )

@@ -1,0 +1,83 @@
+"""How much a daemon fetches: a slow service never holds work that another daemon could begin, a quick one is not held up by that."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from broker import Service
+from broker.protocol.message import Message
+from broker.transport.interface import Transport
+from tests.support import named, run, running, unique, until
+
+
+class Watched(Service):
+    """Notes who handles what, how many at once, and since when each number was there to be handled."""
+
+    concurrency = 2
+    seconds = 0.0
+    where = ""
+    begun: list[tuple[str, float]]
+    running = 0
+    most = 0
+
+    async def handle(self) -> None:
+        cls: Any = type(self)
+        cls.running += 1
+        cls.most = max(cls.most, cls.running)
+        cls.begun.append((cls.where, time.monotonic()))
+        if cls.seconds:
+            await asyncio.sleep(cls.seconds)
+        cls.running -= 1
+
+
+def two(name: str, **attributes: Any) -> tuple[Any, Any]:
+    """The same service as two daemons host it."""
+    begun: list[tuple[str, float]] = []
+    return tuple(
+        type(Watched.__name__, (named(name, Watched),), {"name": name, "where": where, "begun": begun, **attributes})
+        for where in ("first", "second")
+    )
+
+
+def test_two_daemons_share_slow_work_evenly_and_none_exceeds_its_concurrency(transport: Transport) -> None:
+    first, second = two(unique("slow"), seconds=0.5)
+
+    async def test() -> None:
+        async with running(transport, first) as one, running(transport, second):
+            for number in range(40):
+                await one.publish(first.name, Message(str(number).encode()))
+            await until(lambda: len(first.begun) == 40)
+            for cls in (first, second):
+                assert 18 <= sum(where == cls.where for where, _ in first.begun) <= 22
+                assert cls.most == 2
+
+    run(test())
+
+
+def test_what_waits_behind_a_service_that_turned_slow_is_begun_elsewhere_within_a_second(transport: Transport) -> None:
+    """The first daemon has been quick, and so has fetched a lot, when its handlers begin to hang. The second has free slots."""
+    first, second = two(unique("turning"))
+
+    async def test() -> None:
+        async with running(transport, first) as one:
+            arrivals = one.daemon._arrivals
+            published = 0
+            while arrivals.intakes[first.name].window.size < 50:  # until its window is wide
+                await asyncio.gather(*(one.publish(first.name, Message()) for _ in range(500)))
+                published += 500
+            await until(lambda: len(first.begun) == published)
+            assert first.most <= 2
+            first.seconds = 4.0
+            begun = len(first.begun)
+            async with running(transport, second):
+                published_at = time.monotonic()
+                await asyncio.gather(*(one.publish(first.name, Message()) for _ in range(300)))
+                await until(lambda: len(first.begun) == begun + 300)
+                latest = max(when for _, when in first.begun[begun:])
+                assert latest - published_at < 3  # before the first has finished any
+                assert sum(where == "first" for where, _ in first.begun[begun:]) <= 2 * first.concurrency
+                assert first.most == 2
+
+    run(test())
