@@ -1,7 +1,7 @@
 """How many messages of a queue a process has in hand at once: wide for quick services, narrow for slow ones.
 
 RabbitMQ works in batches, and the wider the window (its prefetch), the larger these are: at 1,000 it needs a third less for a
-message than at 50 (`bench/windows.py`). But a message that waits here for a free slot cannot be begun elsewhere. So what is
+message than at 50 (docs/performance.md). But a message that waits here for a free slot cannot be begun elsewhere. So what is
 fetched beyond `concurrency` is at most what is done in 0.2 s, at the rate that is measured, in which is how long handlers take and
 how long confirms do.
 
