@@ -14,6 +14,7 @@ from broker.transport.interface import Delivery
 LOOK_EVERY = 0.05
 """Seconds."""
 TURNED_OVER = 2
+CLOSE_TIMEOUT = 5.0
 NOT_FULL = 0.75
 """A consumer whose prefetch leaves more of its window unused is begun again."""
 
@@ -96,6 +97,11 @@ class Intake:
             await self._room.wait()
             self._room = None
 
+    def wait_no_longer(self) -> None:
+        """Let `room` end now."""
+        if self._room is not None:
+            self._room.set()
+
     def grant(self) -> int:
         """The prefetch for its consumer from now on: of the window, what is not in hand already."""
         self.granted = max(1, self.window.size - self.in_hand)
@@ -124,9 +130,11 @@ class Regulator:
         """Change nothing any more."""
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._resizing.values():
-            task.cancel()
-        await asyncio.gather(*self._resizing.values(), return_exceptions=True)
+        # Not cancelled: aiormq ends a channel whose call is cancelled, and RabbitMQ delivers all that is in hand on it again.
+        for intake in self._resizing:
+            intake.wait_no_longer()
+        if self._resizing:
+            await asyncio.wait(self._resizing.values(), timeout=CLOSE_TIMEOUT)
 
     def _resized(self, intake: Intake, _: asyncio.Task[None]) -> None:
         del self._resizing[intake]
