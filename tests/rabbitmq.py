@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from broker.testing import rabbitmq_container
 IMAGE = "rabbitmq:4-management"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 START_TIMEOUT = 90
+# Below Linux's ip_local_port_range.
+SERVERS_PORTS = range(12_000, 32_000)
 WHAT_TO_DO = (
     "the tests need RabbitMQ. Any one of these will do: set AMQP_URL to the URL of a running one; start a Docker engine; "
     "install Debian's package rabbitmq-server (or run the tests as root on Debian, and it is installed for you)"
@@ -180,9 +183,12 @@ def private_environment(folder: Path, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that the system gives to no outgoing connection: a server that is killed gets it again."""
+    while True:
+        port = secrets.choice(SERVERS_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes] | None = None) -> None:

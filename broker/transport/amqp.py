@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import aio_pika
@@ -40,9 +42,6 @@ CLOSE_TIMEOUT = 5.0
 # aiormq gives a connection up after three of these and some seconds without a frame; RabbitMQ after two.
 HEARTBEAT = 10
 PERSISTENT = 2
-# Seconds between a channel's last acknowledgement and its end. RabbitMQ tells a quorum queue of acknowledgements some time after it has
-# read them, later the busier it is, and a channel that ends takes with it what it has not told.
-CLOSE_AFTER = 5.0
 # A declaration that is refused closes its channel, so each call has its own while it lasts.
 DECLARING_AT_ONCE = 50
 
@@ -104,7 +103,9 @@ class AmqpConnection:
         self._loop = asyncio.get_running_loop()
         self._ending = False
         self._by_message_id: dict[str, asyncio.Future[None]] = {}
-        self._writes: set[asyncio.Task[None]] = set()
+        self._unwritten: deque[Callable[[], Awaitable[None]]] = deque()
+        self._writer: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._publisher: aiormq.abc.AbstractChannel
         self._declaring = asyncio.Semaphore(DECLARING_AT_ONCE)
         self._consumers = 0
@@ -242,10 +243,10 @@ class AmqpConnection:
     async def close(self) -> None:
         self._ending = True
         await asyncio.sleep(0)  # what was acknowledged in this turn of the loop is written in its next
-        if self._writes:
-            await asyncio.wait(self._writes, timeout=CLOSE_TIMEOUT)
+        if self._writer is not None:
+            await asyncio.wait([self._writer], timeout=CLOSE_TIMEOUT)
         if self._consumers:
-            # aiormq drops what it has not written when it closes: this is answered after the last acknowledgement is read.
+            # aiormq's writer is cancelled with what is still in its queue: this is answered after the last acknowledgement is read.
             with suppress(Exception):
                 await asyncio.wait_for(self._open_channel(), CLOSE_TIMEOUT)
         for connection in self._connections:
@@ -256,11 +257,20 @@ class AmqpConnection:
         """A consumer's channel is closed."""
         self._consumers -= 1
 
-    def write(self, coroutine: Any) -> None:
-        """Run an acknowledgement to its end in the background; one that a lost connection breaks is of no use."""
-        task = self._loop.create_task(_quietly(coroutine))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+    def write(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Make a call in the background, after those from before; one that a lost connection breaks is of no use.
+
+        In order, as an acknowledgement may cover earlier ones, and aiormq lets calls overtake each other while its buffer is full.
+        """
+        self._unwritten.append(call)
+        if self._writer is None:
+            self._writer = self._loop.create_task(self._write())
+
+    async def _write(self) -> None:
+        while self._unwritten:
+            with suppress(ConnectionLostError), self.as_lost():
+                await self._unwritten.popleft()()
+        self._writer = None
 
     def _on_closed(self, _: object, error: BaseException | None) -> None:
         self._lose(explain.closed(error))
@@ -271,7 +281,7 @@ class AmqpConnection:
             return
         self._ending = True
         self.lost.set_result(reason)
-        self.write(self._close_both())
+        self._closing = self._loop.create_task(self._close_both())
 
     async def _close_both(self) -> None:
         for connection in self._connections:
@@ -293,13 +303,7 @@ class AmqpConnection:
 
 
 class AmqpConsumer:
-    """One queue's consumer on a channel of its own, so that what closes one channel stops no other.
-
-    It is never given more than it began with. With more in hand, so many of its acknowledgements were on their way at a stop
-    under load that RabbitMQ delivered what they were for again.
-    """
-
-    _widens = False
+    """One queue's consumer on a channel of its own, so that what closes one channel stops no other."""
 
     def __init__(
         self,
@@ -326,7 +330,6 @@ class AmqpConsumer:
         self._collecting = False
 
     async def start(self, prefetch: int) -> None:
-        self._widest = prefetch
         self._underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
         await self._consume(prefetch)
         self._channel.close_callbacks.add(self._on_channel_closed)
@@ -340,7 +343,7 @@ class AmqpConsumer:
     async def resume(self, prefetch: int) -> None:
         if not self._ended:
             with self._connection.as_lost():
-                await self._consume(prefetch if self._widens else min(prefetch, self._widest))
+                await self._consume(prefetch)
 
     async def cancel(self) -> None:
         self._ended = True
@@ -384,20 +387,17 @@ class AmqpConsumer:
         return not self._underlay.is_closed
 
     def _acknowledge(self, tag: int, multiple: bool) -> None:
-        self._connection.write(self._underlay.basic_ack(tag, multiple=multiple, wait=False))
+        self._connection.write(partial(self._underlay.basic_ack, tag, multiple=multiple, wait=False))
 
     def _give_back(self, tag: int) -> None:
-        self._connection.write(self._underlay.basic_nack(tag, requeue=True, wait=False))
+        self._connection.write(partial(self._underlay.basic_nack, tag, requeue=True, wait=False))
 
     def _close_if_settled(self) -> None:
         """Close the channel of a consumer that has ended, once that gives no message back that is still in hand."""
         if self._ended and not self._closing and self._acks.settled == self._last_tag:
             self._closing = True
-            self._connection._loop.call_later(CLOSE_AFTER, self._close)
-
-    def _close(self) -> None:
-        if not self._connection._ending and not self._channel.is_closed:
-            self._connection.write(self._channel.close())
+            if not self._connection._ending and not self._channel.is_closed:
+                self._connection.write(self._channel.close)
 
     def _on_cancel(self, _: object) -> None:
         self._end(f"RabbitMQ ended the deliveries from queue {self._queue!r} (it was deleted, or its leader moved)")
@@ -454,11 +454,6 @@ async def _declare(channel: aiormq.abc.AbstractChannel, wanted: Queue | Exchange
         await channel.queue_bind(wanted.to.name, wanted.exchange, wanted.pattern)
     else:
         await channel.exchange_bind(destination=wanted.to.name, source=wanted.exchange, routing_key=wanted.pattern)
-
-
-async def _quietly(coroutine: Any) -> None:
-    with suppress(amqp.AMQPError, OSError, RuntimeError):
-        await coroutine
 
 
 def _message(delivered: aiormq.abc.DeliveredMessage) -> Message:

@@ -142,8 +142,6 @@ class LaneConnection(AmqpConnection):
 class LaneConsumer(AmqpConsumer):
     """A consumer whose deliveries and acknowledgements go by its channel's lane."""
 
-    _widens = True
-
     async def start(self, prefetch: int) -> None:
         connection = self._connection
         self._number = self._underlay.number

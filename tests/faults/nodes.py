@@ -51,7 +51,12 @@ class DockerNode:
 
     def start(self) -> None:
         self._container.start()
-        wait_for_port(self._port)
+        try:
+            wait_for_port(self._port)
+        except RuntimeError as error:
+            self._container.reload()
+            said = self._container.logs(tail=40).decode(errors="replace")
+            raise RuntimeError(f"{error}; its container is {self._container.status} and said last:\n{said}") from None
 
     def kill(self) -> None:
         self._container.kill("SIGKILL")
