@@ -2,17 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONTRACT ?= tests/contract
+# Several at once, each with a virtual host of its own, in a RabbitMQ that the tests start; one after the other in somebody else's.
+PROCESSES := $(if $(AMQP_URL),0,4)
+PYTEST = pytest -n $(PROCESSES) --dist loadgroup
 MINUTES ?= 30
 SEED ?= 1
 
-.PHONY: demo test lint unit contract bench soak clean
+.PHONY: demo test lint unit contract matrix bench soak clean
 
 demo: .venv/core
 	@$(BIN)/python tools/demo.py
 
 test: .venv/dev .venv-bench/done lint
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest tests/unit tests/contract tests/integration tests/faults
+	$(BIN)/coverage run -m $(PYTEST) tests/unit tests/contract tests/integration tests/faults
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-empty
 
@@ -28,7 +31,11 @@ unit: .venv/dev
 	$(BIN)/pytest tests/unit
 
 contract: .venv/dev
-	$(BIN)/pytest $(CONTRACT)
+	$(BIN)/$(PYTEST) $(CONTRACT)
+
+# On every Python that ackback is for and that is here; ONLY=--newest: on the newest.
+matrix:
+	@$(PYTHON) tools/matrix.py $(ONLY)
 
 soak: .venv/dev .venv-bench/done
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
@@ -53,4 +60,4 @@ bench: .venv-bench/done
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-bench build *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* build *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache

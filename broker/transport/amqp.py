@@ -243,9 +243,9 @@ class AmqpConnection:
     async def close(self) -> None:
         self._ending = True
         await asyncio.sleep(0)  # what was acknowledged in this turn of the loop is written in its next
-        if self._writer is not None:
-            await asyncio.wait([self._writer], timeout=CLOSE_TIMEOUT)
-        if self._consumers:
+        if under_way := [task for task in (self._writer, self._closing) if task is not None]:
+            await asyncio.wait(under_way, timeout=CLOSE_TIMEOUT)
+        if self._consumers and not self.lost.done():
             # aiormq's writer is cancelled with what is still in its queue: this is answered after the last acknowledgement is read.
             with suppress(Exception):
                 await asyncio.wait_for(self._open_channel(), CLOSE_TIMEOUT)
