@@ -162,6 +162,17 @@ class AsyncClient:
         publishing = self._request(*self._template(name), payload)
         return await self._calls.call(await self._connected(), publishing, timeout)
 
+    async def consumers(self, name: str | type[Service]) -> int:
+        """How many daemons consume a service's queue at the moment; 0, too, if there is no such queue.
+
+        Raises:
+            ConfigurationError: the user may not look at it.
+            ConnectionLostError: the connection ended.
+        """
+        target, _ = self._template(name)
+        seen = await (await self._connected()).look_at(target)
+        return 0 if seen is None else seen.consumers
+
     async def _add(self, bulk: _Bulk, target: str, template: Template, payload: Any) -> None:
         await bulk.room()
         await self._connected()
@@ -357,6 +368,10 @@ class Client:
     def invoke(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
         """Invoke a service, wait, and return its response. See `AsyncClient.call`."""
         return self._run(self._client.call(name, payload, timeout=timeout))
+
+    def consumers(self, name: str | type[Service]) -> int:
+        """See `AsyncClient.consumers`."""
+        return self._run(self._client.consumers(name))
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:

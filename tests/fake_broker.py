@@ -39,6 +39,7 @@ class Peer:
         self.acknowledged: list[Basic.Ack | Basic.Nack] = []
         self.consumers: dict[str, tuple[int, str]] = {}
         self.confirming: int | None = None
+        self.channels: set[int] = set()
         self.ended = False
 
     def send(self, channel: int, *sent: Any) -> None:
@@ -69,7 +70,11 @@ class Peer:
             self.acknowledged.append(frame)
         elif answer := ANSWERS.get(type(frame)):
             self.send(channel, answer(frame))
-            if isinstance(frame, Basic.Consume):
+            if isinstance(frame, Channel.Open):
+                self.channels.add(channel)
+            elif isinstance(frame, Channel.Close):
+                self.channels.discard(channel)
+            elif isinstance(frame, Basic.Consume):
                 self.consumers[frame.queue] = channel, frame.consumer_tag
             elif isinstance(frame, Confirm.Select):
                 self.confirming = channel

@@ -37,7 +37,7 @@ async def checks(config: Path | None, paths: Sequence[str] | None) -> AsyncItera
     try:
         connection = await transport.connect()
     except AckbackError as error:
-        yield "connection", f"{error}; is RabbitMQ running there, and is [broker] url right?"
+        yield "connection", f"{error} ([broker] url says where)"
         return
     yield f"connection: {transport.address}", None
     try:

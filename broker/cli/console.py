@@ -39,6 +39,11 @@ def quiet_settings(config: Path | None) -> Settings:
     return Settings.load(config)
 
 
+def tell(text: str) -> None:
+    """Say something that is no result."""
+    typer.echo(f"ackback: {text}", err=True)
+
+
 def progress(what: str, count: int) -> Any:
     """A progress bar on a terminal; elsewhere nothing."""
     return _bar(what, count) if sys.stderr.isatty() else contextlib.nullcontext(lambda: None)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, NoReturn
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from broker.cli.console import Config, Debug, progress, quiet_settings
+from broker.cli.console import Config, Debug, progress, quiet_settings, tell
+from broker.errors import AckbackError
+
+if TYPE_CHECKING:
+    from broker.client import AsyncClient
+    from broker.settings import Settings
+
+LOOK_AFTER = 1.0
+NOBODY = "no daemon consumes {!r} at the moment: {}"
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The service.")]
 Payload = Annotated[
@@ -43,9 +53,20 @@ def send(
     with Client(settings=quiet_settings(config)) as client:
         if count == 1:
             typer.echo(client.invoke_async(name, value, **options))
-            return
-        with progress("sending", count) as advance:
-            cids = client.invoke_many(name, _repeated(value, count, advance), **options)
+        else:
+            with progress("sending", count) as advance:
+                cids = client.invoke_many(name, _repeated(value, count, advance), **options)
+            _print_cids(name, cids)
+        with suppress(AckbackError):
+            if not delay and not client.consumers(name):
+                tell(
+                    NOBODY.format(
+                        name, "the request waits in its queue" if count == 1 else "the requests wait in its queue"
+                    )
+                )
+
+
+def _print_cids(name: str, cids: list[str]) -> None:
     if sys.stdout.isatty():
         typer.echo(f"{len(cids)} requests accepted by {name}, CIDs {cids[0]} to {cids[-1]}")
     else:
@@ -62,11 +83,25 @@ def call(
     debug: Debug = False,
 ) -> None:
     """Invoke a service, wait, and print the response."""
-    from broker.client import Client
+    _print(asyncio.run(_call(quiet_settings(config), name, _payload(payload), timeout)))
 
-    value = _payload(payload)
-    with Client(settings=quiet_settings(config)) as client:
-        _print(client.invoke(name, value, timeout=timeout))
+
+async def _call(settings: Settings, name: str, value: Any, timeout: float) -> Any:
+    from broker.client import AsyncClient
+
+    async with AsyncClient(settings=settings) as client:
+        telling = asyncio.ensure_future(_tell_if_nobody_consumes(client, name))
+        try:
+            return await client.call(name, value, timeout=timeout)
+        finally:
+            telling.cancel()
+
+
+async def _tell_if_nobody_consumes(client: AsyncClient, name: str) -> None:
+    await asyncio.sleep(LOOK_AFTER)
+    with suppress(AckbackError):
+        if not await client.consumers(name):
+            tell(NOBODY.format(name, "waiting for one"))
 
 
 def _payload(text: str) -> Any:

@@ -10,7 +10,7 @@ import typer
 
 from broker.cli import dead
 from broker.cli.check import check
-from broker.cli.console import FAILED, MISUSED
+from broker.cli.console import FAILED, MISUSED, tell
 from broker.cli.invoke import call, send
 from broker.cli.run import run
 from broker.cli.services import services
@@ -61,5 +61,5 @@ def _fail(text: str, code: int, debug: bool) -> NoReturn:
         import traceback
 
         traceback.print_exc()
-    typer.echo(f"ackback: {text}", err=True)
+    tell(text)
     sys.exit(code)

@@ -127,13 +127,13 @@ class Daemon:
     async def _empty_quarantine(self, connection: Connection) -> None:
         """Handle what is in quarantine by itself, for a while at least, before anything that could be harmed with it."""
         queue = self._arrivals.invoker.quarantine_queue
-        if not await connection.depth(queue):
+        if not await _is_filled(connection, queue):
             return
         logger.warning("messages are in quarantine (%s): they are handled before all others", queue)
         await self._consume(connection, queue)
         with suppress(TimeoutError):
             async with asyncio.timeout(QUARANTINE_FIRST):
-                while self._arrivals.isolating() or await connection.depth(queue):
+                while self._arrivals.isolating() or await _is_filled(connection, queue):
                     await asyncio.sleep(QUARANTINE_POLL)
 
     async def _consume(self, connection: Connection, queue: str) -> None:
@@ -205,6 +205,11 @@ class Daemon:
         if connection is not None:
             await connection.close()
         self._arrivals.forget_lost()
+
+
+async def _is_filled(connection: Connection, queue: str) -> bool:
+    seen = await connection.look_at(queue)
+    return seen is not None and seen.ready > 0
 
 
 def _once(settings: Settings, registry: Registry) -> Once | None:

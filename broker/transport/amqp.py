@@ -35,7 +35,7 @@ from broker.protocol.message import Message, Publishing
 from broker.settings import masked
 from broker.transport import explain, frames
 from broker.transport.acks import Acks
-from broker.transport.interface import Delivery
+from broker.transport.interface import Delivery, Sighting
 
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
@@ -112,16 +112,22 @@ class AmqpConnection:
         self.lost: asyncio.Future[str] = self._loop.create_future()
 
     async def open(self) -> None:
-        publishing, consuming = self._connections
-        publishing.close_callbacks.add(self._on_closed)
-        consuming.close_callbacks.add(self._on_closed)
-        channel = publishing.channel(publisher_confirms=True, on_return_raises=True)
+        self._watch()
+        channel = self._connections[0].channel(publisher_confirms=True, on_return_raises=True)
         channel.close_callbacks.add(self._on_closed)
         await channel.initialize()
         self._publisher = await channel.get_underlay_channel()
         self._agree_on(self._publisher)
         self._max_properties = self._frame_max - frames.HEADER_FRAME_OVERHEAD
         self._publishing_channel = channel
+
+    def _watch(self) -> None:
+        """From now on the end of either connection is noticed."""
+        for connection, what_it_does in zip(self._connections, ("publishes", "consumes"), strict=True):
+            assert connection.transport is not None
+            underlay = connection.transport.connection
+            assert isinstance(underlay, aiormq.Connection)
+            connection.close_callbacks.add(partial(self._on_connection_closed, underlay, what_it_does))
 
     def _agree_on(self, channel: aiormq.abc.AbstractChannel) -> None:
         """Take over what was agreed on when the connection was made (Connection.Tune)."""
@@ -145,7 +151,7 @@ class AmqpConnection:
             except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
                 raise self._ended(error) from None
 
-    async def depth(self, queue: str) -> int | None:
+    async def look_at(self, queue: str) -> Sighting | None:
         async with self._declaring:
             try:
                 channel, underlay = await self._open_channel()
@@ -157,7 +163,7 @@ class AmqpConnection:
                 raise ConfigurationError(explain.refusal(f"look at queue {queue!r}", "configure", error)) from None
             except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
                 raise self._ended(error) from None
-            return answer.message_count
+            return Sighting(answer.message_count or 0, answer.consumer_count or 0)
 
     async def _open_channel(self) -> tuple[aio_pika.abc.AbstractChannel, aiormq.abc.AbstractChannel]:
         # On the connection that consumes: an exclusive queue belongs to the connection that declared it.
@@ -271,6 +277,15 @@ class AmqpConnection:
             with suppress(ConnectionLostError), self.as_lost():
                 await self._unwritten.popleft()()
         self._writer = None
+
+    def _on_connection_closed(
+        self, underlay: aiormq.Connection, what_it_does: str, _: object, error: BaseException | None
+    ) -> None:
+        if underlay.is_connection_was_stuck:
+            aiormq_waits = 3 * (underlay.heartbeat_timeout + 1)
+            self._lose(explain.silent(what_it_does, aiormq_waits))
+        else:
+            self._on_closed(_, error)
 
     def _on_closed(self, _: object, error: BaseException | None) -> None:
         self._lose(explain.closed(error))

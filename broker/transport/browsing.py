@@ -24,7 +24,8 @@ async def walk(connection: Connection, queue: str, visit: Callable[[Message], Aw
     Raises:
         ConnectionLostError: the connection ended before all were visited.
     """
-    remaining = await connection.depth(queue) or 0
+    seen = await connection.look_at(queue)
+    remaining = seen.ready if seen else 0
     arrived: asyncio.Queue[Delivery | None] = asyncio.Queue()
     connection.lost.add_done_callback(lambda _: arrived.put_nowait(None))
     left_alone = WINDOW

@@ -75,6 +75,11 @@ def refusal(what: str, permission: str, error: amqp.AMQPError) -> str:
     )
 
 
+def silent(what_it_does: str, seconds: float) -> str:
+    """That the peer of one of the two connections has fallen silent."""
+    return f"nothing was heard for {seconds:g} s on the one that {what_it_does}"
+
+
 def closed(error: BaseException | None) -> str:
     """Why a connection or channel ended."""
     if error is None or isinstance(error, asyncio.CancelledError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message, Publishing
@@ -34,6 +34,13 @@ class Delivery(Protocol):
 
     def requeue(self) -> None:
         """Give the message back to its queue, to be delivered again."""
+
+
+class Sighting(NamedTuple):
+    """How many messages on a queue are ready to be delivered, and how many consumers it has."""
+
+    ready: int
+    consumers: int
 
 
 class Consumer(Protocol):
@@ -66,10 +73,11 @@ class Connection(Protocol):
             ConnectionLostError: the connection ended.
         """
 
-    async def depth(self, queue: str) -> int | None:
-        """How many messages in a queue are ready to be delivered; None if there is no such queue.
+    async def look_at(self, queue: str) -> Sighting | None:
+        """What is on a queue at the moment; None if there is no such queue.
 
         Raises:
+            ConfigurationError: the user may not look at it.
             ConnectionLostError: the connection ended.
         """
 

@@ -78,8 +78,8 @@ class LaneConnection(AmqpConnection):
 
     async def open(self) -> None:
         publishing, consuming = self._connections
+        self._watch()
         for connection in (publishing, consuming):
-            connection.close_callbacks.add(self._on_closed)
             self._protocol(connection).failed = self._lose
         channel = publishing.channel(publisher_confirms=False)
         channel.close_callbacks.add(self._on_closed)

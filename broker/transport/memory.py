@@ -18,7 +18,7 @@ from typing import Any
 from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message, Publishing
-from broker.transport.interface import Delivery
+from broker.transport.interface import Delivery, Sighting
 
 
 @dataclass(slots=True, eq=False)
@@ -368,10 +368,10 @@ class MemoryConnection:
         for one in wanted:
             self._broker._declare(one, self)
 
-    async def depth(self, queue: str) -> int | None:
+    async def look_at(self, queue: str) -> Sighting | None:
         self._check()
         found = self._broker._queues.get(queue)
-        return None if found is None else len(found.ready)
+        return None if found is None else Sighting(len(found.ready), len(found.consumers))
 
     def publish(self, publishing: Publishing) -> asyncio.Future[None]:
         confirm: asyncio.Future[None] = self._loop.create_future()

@@ -27,6 +27,9 @@ _FRAME = struct.Struct(">BHI")
 _LONG = struct.Struct(">I")
 _BODY_SIZE = struct.Struct(">Q")
 _HEADER = struct.Struct(">BHIIQ")
+_OPEN_OK = _LONG.pack(frames.CHANNEL_OPEN_OK)
+# More than Channel.OpenOk has, the only frame that may come on a channel that is not open yet.
+_OPEN_OK_SIZE = 64
 _WITH_CONTENT = (_LONG.pack(frames.BASIC_DELIVER), _LONG.pack(frames.BASIC_RETURN))
 
 
@@ -62,6 +65,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         self._transport: asyncio.Transport | None = None
         self._lanes: dict[int, Lane] = {}
         self._contents: dict[int, _Content] = {}
+        self._opened = {0}
         self._rest = b""
         self._out: list[bytes] = []
         self._before_flush: list[Callable[[], None]] = []
@@ -75,6 +79,7 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
     def attach(self, channel: int, lane: Lane) -> None:
         """From now on the hot frames of this channel go to the lane."""
         self._lanes[channel] = lane
+        self._opened.add(channel)
 
     def detach(self, channel: int) -> None:
         self._lanes.pop(channel, None)
@@ -107,20 +112,19 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
         """Handle every whole frame; return the beginning of the one that is not whole yet."""
         at, end = 0, len(data)
         cold: list[bytes] = []
-        while end - at >= frames.FRAME_OVERHEAD:
+        while end - at >= _FRAME.size:
             kind, channel, size = _FRAME.unpack_from(data, at)
             stop = at + size + frames.FRAME_OVERHEAD
             if stop > end:
-                if size > self.frame_max:
-                    raise frames.MalformedFrameError(
-                        f"a frame of {size} bytes; at most {self.frame_max} were agreed on"
-                    )
+                self._check(kind, channel, size)
                 break
             if data[stop - 1] != frames.FRAME_END:
                 raise frames.MalformedFrameError(f"a frame on channel {channel} does not end where its size says")
             lane = self._lanes.get(channel)
             if lane is None:
                 cold.append(data[at:stop])
+                if data[at + 7 : at + 11] == _OPEN_OK:
+                    self._opened.add(channel)
             elif kind == frames.FRAME_METHOD and (past := self._take_whole(lane, channel, data, at, stop)):
                 stop = past
             elif not self._take(lane, kind, channel, data[at + 7 : stop - 1]):
@@ -133,6 +137,15 @@ class LaneProtocol(asyncio.StreamReaderProtocol):
             self._last_shown = self._event_loop.time()
             super().data_received(frames.HEARTBEAT)
         return data[at:]
+
+    def _check(self, kind: int, channel: int, size: int) -> None:
+        """Of a frame that is not whole yet: fail if it can be none, rather than wait for the rest."""
+        if size > self.frame_max:
+            raise frames.MalformedFrameError(f"a frame of {size} bytes; at most {self.frame_max} were agreed on")
+        if kind not in frames.KINDS:
+            raise frames.MalformedFrameError(f"a frame of the unknown type {kind}")
+        if channel not in self._opened and size > _OPEN_OK_SIZE:
+            raise frames.MalformedFrameError(f"a frame on channel {channel}, which was never opened")
 
     def _take_whole(self, lane: Lane, channel: int, data: bytes, at: int, header_at: int) -> int:
         """Give a message to its lane if it is there in whole, its body in one frame, and return where it ends; else 0."""

@@ -111,14 +111,19 @@ def test_a_mistyped_service_is_named(daemon: Process, ackback: Run) -> None:
         assert (done.returncode, done.stderr) == (2, told)
 
 
-def test_call_gives_up_in_time(ackback: Run, project: Project, rabbitmq_url: str) -> None:
+def test_call_says_that_nobody_is_there_and_gives_up_in_time(ackback: Run, project: Project, rabbitmq_url: str) -> None:
     project({})
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         connection.channel().queue_declare("test.silent", durable=True)
-        done = ackback("call", "test.silent", "--timeout", "0.2")
+        done = ackback("call", "test.silent", "--timeout", "2.5")
+        sent = ackback("send", "test.silent")
         connection.channel().queue_delete("test.silent")
     assert done.returncode == 1
-    assert "ackback: no reply from 'test.silent' within 0.2 s (CID " in done.stderr
+    told, gave_up = done.stderr.splitlines()
+    assert told == "ackback: no daemon consumes 'test.silent' at the moment: waiting for one"
+    assert gave_up.startswith("ackback: no reply from 'test.silent' within 2.5 s (CID ")
+    assert sent.returncode == 0
+    assert sent.stderr == "ackback: no daemon consumes 'test.silent' at the moment: the request waits in its queue\n"
 
 
 def test_services_lists_what_would_be_hosted(project: Project, ackback: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import struct
 from typing import Any
 
 import pamqp.frame
@@ -135,7 +136,7 @@ def test_while_the_broker_does_not_read_publishes_wait_and_none_is_dropped() -> 
     run(test())
 
 
-@pytest.mark.parametrize("what", ["frame end", "unknown confirm", "properties"])
+@pytest.mark.parametrize("what", ["frame end", "unknown confirm", "properties", "type", "channel"])
 def test_a_daemon_says_what_was_malformed_and_connects_again(what: str, caplog: pytest.LogCaptureFixture) -> None:
     class Echo(Service):
         name = unique("echo")
@@ -152,6 +153,10 @@ def test_a_daemon_says_what_was_malformed_and_connects_again(what: str, caplog: 
                 fake.consumer.send_raw(good[:-1] + b"\x00")
             elif what == "unknown confirm":
                 fake.publisher.send(fake.publisher.confirming or 0, Basic.Ack(7))
+            elif what == "type":
+                fake.consumer.send_raw(struct.pack(">BHI", 4, channel, 1000))  # and nothing more
+            elif what == "channel":
+                fake.consumer.send_raw(struct.pack(">BHI", 1, channel + 1, 1000))
             else:
                 good = delivery(channel, tag, 1, b"x", headers={"a": "b"})
                 at = good.index(b"\x00\x00\x00\x08\x01aS")
@@ -203,6 +208,34 @@ def test_mutated_frames_never_hang_a_daemon_nor_make_it_acknowledge_what_it_did_
             fake.consumer.deliver(Echo.name, 1, b"good")
             await until(lambda: handled == [b"good"])
             await until(lambda: fake.consumer.acknowledged)
+
+    run(test())
+
+
+@pytest.mark.parametrize("transport", [LaneTransport, AmqpTransport])
+def test_channels_of_consumers_that_have_ended_are_closed_once_all_is_settled(transport: type[AmqpTransport]) -> None:
+    async def test() -> None:
+        async with fake_broker() as fake:
+            connection = await transport([fake.url]).connect()
+            for number in range(30):
+                got: list[Delivery] = []
+                ended: list[str] = []
+                consumer = await connection.consume(f"q{number}", 10, got.append, ended.append)
+                peer = fake.consumer
+                peer.deliver(f"q{number}", 1, b"x")
+                await until(lambda got=got: got)
+                channel, tag = peer.consumers[f"q{number}"]
+                if number % 2:
+                    await consumer.cancel()
+                else:  # the queue was deleted
+                    peer.send(channel, Basic.Cancel(tag))
+                    await until(lambda ended=ended: ended)
+                assert peer.channels == {channel}
+                got[0].ack()
+                await until(lambda peer=peer: not peer.channels)
+                assert [one.delivery_tag for one in peer.acknowledged] == [1] * (number + 1)
+            assert not connection.lost.done()
+            await connection.close()
 
     run(test())
 

@@ -46,7 +46,8 @@ async def take(what: str, config: Path | None, visit: Callable[[DeadLetter, Conn
     """Visit every dead letter, take those that `visit` is done with, and say how many these were, also if interrupted."""
     done = 0
     async with connected(config) as connection:
-        with progress(what, await connection.depth(DEAD_LETTERS) or 0) as advance:
+        seen = await connection.look_at(DEAD_LETTERS)
+        with progress(what, seen.ready if seen else 0) as advance:
 
             async def visited(message: Message) -> bool:
                 nonlocal done
