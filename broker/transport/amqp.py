@@ -12,14 +12,12 @@ import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import aio_pika
 import aiormq
 from aiormq import exceptions as amqp
-from pamqp.commands import Basic
 from yarl import URL
 
 from broker.errors import (
@@ -33,7 +31,7 @@ from broker.errors import (
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message, Publishing
 from broker.settings import masked
-from broker.transport import explain, frames
+from broker.transport import conversion, explain, frames
 from broker.transport.acks import Acks
 from broker.transport.interface import Delivery, Sighting
 
@@ -41,7 +39,6 @@ CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 # aiormq gives a connection up after three of these and some seconds without a frame; RabbitMQ after two.
 HEARTBEAT = 10
-PERSISTENT = 2
 # A declaration that is refused closes its channel, so each call has its own while it lasts.
 DECLARING_AT_ONCE = 50
 
@@ -190,7 +187,7 @@ class AmqpConnection:
                 message.body,
                 exchange=exchange,
                 routing_key=routing_key,
-                properties=_properties(message),
+                properties=conversion.properties(message),
                 mandatory=True,
                 wait=False,  # type: ignore[call-arg]  # aiormq's channel takes it, its abstract class forgot it
             )
@@ -436,7 +433,7 @@ class AmqpDelivery:
     def __init__(self, consumer: AmqpConsumer, delivered: aiormq.abc.DeliveredMessage) -> None:
         self._consumer = consumer
         self._delivered = delivered
-        self.message = _message(delivered)
+        self.message = conversion.message(delivered)
         self.redelivered = bool(delivered.redelivered)
 
     @property
@@ -469,48 +466,3 @@ async def _declare(channel: aiormq.abc.AbstractChannel, wanted: Queue | Exchange
         await channel.queue_bind(wanted.to.name, wanted.exchange, wanted.pattern)
     else:
         await channel.exchange_bind(destination=wanted.to.name, source=wanted.exchange, routing_key=wanted.pattern)
-
-
-def _message(delivered: aiormq.abc.DeliveredMessage) -> Message:
-    properties = delivered.header.properties
-    return Message(
-        body=delivered.body,
-        headers=properties.headers or {},
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        message_id=properties.message_id,
-        expiration=int(properties.expiration) if properties.expiration else None,
-        priority=properties.priority,
-        timestamp=None if properties.timestamp is None else int(properties.timestamp.timestamp()),
-        type=properties.message_type,
-        user_id=properties.user_id,
-        app_id=properties.app_id,
-    )
-
-
-def _properties(message: Message) -> Basic.Properties:
-    return Basic.Properties(
-        content_type=message.content_type,
-        content_encoding=message.content_encoding,
-        headers=_table(message.headers) if message.headers else None,
-        delivery_mode=PERSISTENT,
-        priority=message.priority,
-        correlation_id=message.correlation_id,
-        reply_to=message.reply_to,
-        expiration=None if message.expiration is None else str(message.expiration),
-        message_id=message.message_id,
-        timestamp=None if message.timestamp is None else datetime.fromtimestamp(message.timestamp, UTC),
-        message_type=message.type,
-        app_id=message.app_id,
-    )
-
-
-def _table(value: Any) -> Any:
-    # pamqp reads a byte array as bytes and writes it only from a bytearray.
-    if isinstance(value, dict):
-        return {key: _table(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_table(item) for item in value]
-    return bytearray(value) if isinstance(value, bytes) else value
