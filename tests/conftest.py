@@ -10,6 +10,7 @@ import os
 from collections.abc import Generator, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 # Its reaper is one more image to pull; the fixtures below remove what they start. Read when testcontainers is imported.
@@ -19,6 +20,10 @@ from tests.rabbitmq import Rabbit, rabbitmq
 
 # It reports every refused connection at length, also while a broker is only starting.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile("ackback", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("ackback")
 
 USED: dict[str, str] = {}
 SHARED = "TESTS_SHARED_RABBITMQ"
