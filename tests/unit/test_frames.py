@@ -17,7 +17,7 @@ from pamqp.header import ContentHeader
 
 from broker.protocol.message import Message
 from broker.transport import frames
-from broker.transport.amqp import _table
+from broker.transport.conversion import _table
 
 # pamqp leaves empty properties out, reads 64-bit numbers as signed, and writes floats in single precision.
 short = st.text(min_size=1, max_size=60)
