@@ -16,6 +16,7 @@ from broker.handling.dispatcher import Dispatcher
 from broker.handling.eager import Eager
 from broker.handling.hosts import Host, Turn
 from broker.handling.idempotency import Once
+from broker.handling.in_place import InPlace
 from broker.handling.intakes import Intake, Regulator
 from broker.handling.invoker import Invoker
 from broker.handling.own_queues import ForService, OwnQueues
@@ -72,9 +73,10 @@ class Arrivals:
         self._refusing = False
         self.intakes = {intake.queue: intake for intake in self._all_intakes(callback_queue)}
         """Each queue to consume, and how."""
+        self._in_place = InPlace(self.intakes[callback_queue], self._hosts)
 
     def _all_intakes(self, callback_queue: str) -> list[Intake]:
-        decide = OwnQueues(self._hosts, self._is_free, self.invoker.chain)
+        decide = OwnQueues(self._hosts, lambda name: self._in_place.takes(name), self.invoker.chain)
         quarantine_queue = self.invoker.quarantine_queue
         own = (
             (UNDERTAKER, UNDERTAKER_WINDOW, decide.dead, False),
@@ -155,6 +157,7 @@ class Arrivals:
 
     def _settled(self, delivery: Delivery) -> None:
         self._in_hand.pop(delivery).ended()
+        self._in_place.ended(delivery)
         if self._empty is not None and not self._in_hand:
             self._empty.set()
 
@@ -173,11 +176,9 @@ class Arrivals:
         elif queue == self.invoker.quarantine_queue:
             self._hosts[decision.name].admit(delivery, decision.message, None)
         else:
-            self._admit(self._hosts[decision.name], delivery, decision.message, decision.headers)
-
-    def _is_free(self, name: str) -> bool:
-        host = self._hosts.get(name)
-        return host is not None and host.free > 0
+            host = self._hosts[decision.name]
+            self._in_place.begin(delivery, host)
+            self._admit(host, delivery, decision.message, decision.headers)
 
     def _admit(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
         """Have a message handled, or put it into quarantine."""

@@ -13,7 +13,8 @@ from broker.hosting.definition import ServiceDefinition
 from broker.hosting.registry import Registry
 from broker.protocol import quarantine
 from broker.protocol.message import Publishing
-from broker.protocol.queues import own_queue, with_what_leads_there
+from broker.protocol.names import DEAD_LETTERS
+from broker.protocol.queues import DUE, UNDERTAKER, own_queue, with_what_leads_there
 from broker.protocol.requests import Template
 from broker.service import Callback, Callbacks
 from broker.transport.interface import Connection
@@ -29,6 +30,7 @@ class Invoker:
         self.callback_queue = callback_queue
         self.quarantine_queue = quarantine.queue_name(callback_queue)
         self.max_body = max_body
+        self._own_queues = frozenset((callback_queue, self.quarantine_queue, DEAD_LETTERS, UNDERTAKER, DUE))
         self.calls = Calls()
         self.chain = DelayChain()
         self.loop = asyncio.get_running_loop()
@@ -62,7 +64,7 @@ class Invoker:
 
     def hosts(self, queue: str) -> bool:
         """Whether the queue is one that this process declares."""
-        return queue in self.registry or queue in (self.callback_queue, self.quarantine_queue)
+        return queue in self.registry or queue in self._own_queues
 
     async def declare_own(self, queue: str) -> None:
         """Declare a queue of our own again, as somebody has deleted it."""

@@ -26,15 +26,15 @@ class ForService(NamedTuple):
 
 
 class OwnQueues:
-    """Decides, a method for each queue. `free` says whether a service is hosted here and has a free slot."""
+    """Decides, a method for each queue. `in_place` says whether a callback may be handled where its reply came in."""
 
-    def __init__(self, hosted: Container[str], free: Callable[[str], bool], chain: DelayChain) -> None:
+    def __init__(self, hosted: Container[str], in_place: Callable[[str], bool], chain: DelayChain) -> None:
         self._hosted = hosted
-        self._free = free
+        self._in_place = in_place
         self._chain = chain
 
     def reply(self, message: Message) -> ForService | Outcome:
-        """One callback that has a free slot here runs here; otherwise each gets the reply on its own queue."""
+        """One callback that is quick and has a free slot here runs here; otherwise each gets the reply on its own queue."""
         cid = message.correlation_id = message.correlation_id or new_cid()
         try:
             headers = h.read(message)
@@ -42,7 +42,7 @@ class OwnQueues:
             logger.warning("a reply with invalid headers becomes a dead letter: %s", error, extra={"cid": cid})
             return callbacks.unreadable(message, error)
         names = callbacks.names_for(headers)
-        if len(names) == 1 and self._free(names[0]):
+        if len(names) == 1 and self._in_place(names[0]):
             return ForService(names[0], message, headers)
         if names:
             return forwards(message, cid, names)
@@ -65,12 +65,14 @@ class OwnQueues:
     def due(self, message: Message) -> Outcome:
         """What has waited goes to its queue."""
         try:
-            outcome = Outcome(again=delays.due(message))
+            publishing, refused, is_reply = delays.due(message)
         except InvalidInputError as error:
             return _unreadable(message, error)
-        if outcome.again and outcome.again.exchange:
+        if publishing.exchange:
             self._chain.forget()  # it left the chain before its time: something is missing there
-        return outcome
+        if is_reply and not publishing.exchange:
+            return Outcome(reply=publishing, refused=refused)
+        return Outcome(again=publishing, refused=refused)
 
     def quarantined(self, message: Message) -> ForService | Outcome:
         """What is in quarantine is handled here if its service is, else it goes to where it may be."""

@@ -1,8 +1,8 @@
 """What is published, and confirmed, before a delivery is acknowledged.
 
 In comes an outcome; out go its reply, forwards, dead letter or next attempt, and then the acknowledgement. Nearly all have
-nothing, or a reply, to publish: these take no task, the confirm's callback acknowledges. All else waits, and tries again what the
-broker refuses.
+nothing, or a reply, to publish: these take no task, the confirm's callback acknowledges. All else waits, for a second at most
+where a queue refuses (`patience.py`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 
-from broker.backoff import backoff
-from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnencodableError, UnroutableError
+from broker.errors import ConnectionLostError, UnencodableError, UnroutableError
 from broker.handling.eager import Eager
 from broker.handling.invoker import Invoker
+from broker.handling.patience import PatientPublisher
 from broker.log import logger
 from broker.protocol import callbacks, delays
 from broker.protocol import headers as h
@@ -23,6 +23,9 @@ from broker.protocol.message import Publishing
 from broker.protocol.outcomes import NOTHING, Outcome, dead_letter, failure, filed, stripped
 from broker.protocol.problems import problem
 from broker.transport.interface import Delivery
+
+LONGEST_REFUSAL = 3600
+"""Seconds after which a reply that a client's queue refuses becomes a dead letter."""
 
 
 class Settlement:
@@ -32,7 +35,7 @@ class Settlement:
         self._invoker = invoker
         self._eager = eager
         self._settled = settled
-        self._refused_once: set[str] = set()
+        self._publisher = PatientPublisher(invoker)
 
     def settle(self, outcome: Outcome, delivery: Delivery) -> None:
         """Publish all of an outcome, and acknowledge once it is confirmed.
@@ -42,8 +45,8 @@ class Settlement:
         if outcome is NOTHING:
             self._acknowledge(delivery)
             return
-        reply, dead, forwards, again = outcome
-        if reply is None or dead is not None or forwards or again is not None or not delivery.live:
+        reply, dead, forwards, again, refused = outcome
+        if reply is None or dead is not None or forwards or again is not None or refused or not delivery.live:
             self._eager.begin(self._settle_waiting(outcome, delivery))
             return
         self._invoker.publish(reply).add_done_callback(partial(self._replied, outcome, delivery))
@@ -103,18 +106,18 @@ class Settlement:
         if outcome.dead is not None:
             publishing.append(self._file(outcome.dead))
         if outcome.reply is not None:
-            publishing.append(self._reply(outcome.reply))
+            publishing.append(self._reply(outcome.reply, outcome.refused))
         if outcome.again is not None:
-            publishing.append(self._publish_again(outcome.again, delivery))
+            publishing.append(self._publish_again(outcome.again, outcome.refused, delivery))
         await asyncio.gather(*publishing)
 
-    async def _publish_again(self, publishing: Publishing, delivery: Delivery) -> None:
+    async def _publish_again(self, publishing: Publishing, refused: int, delivery: Delivery) -> None:
         """Send a message to be handled once more; one that cannot be sent ends as a dead letter."""
         try:
             if publishing.exchange == "" and self._invoker.hosts(publishing.routing_key):
-                await self._publish_own(publishing)
+                await self._publish_own(publishing, refused)
             else:
-                await self._publish_accepted(publishing)
+                await self._publisher.publish(publishing, refused)
         except (UnroutableError, UnencodableError) as error:
             reason = "unroutable" if isinstance(error, UnroutableError) else "error"
             logger.warning("%s; it becomes a dead letter", error, extra={"cid": publishing.message.correlation_id})
@@ -124,25 +127,33 @@ class Settlement:
             original = delivery.message if publishing.exchange else publishing.message
             await self._publish(failure(original, reason, told), delivery)
 
-    async def _reply(self, publishing: Publishing) -> None:
+    async def _reply(self, publishing: Publishing, refused: int) -> None:
         """A reply to a queue of ours is never dropped; one to a client that is gone is, unless it asks for a callback."""
         queue, message, _ = publishing
         if self._invoker.hosts(queue):
-            await self._publish_own(publishing)
+            await self._publish_own(publishing, refused)
+            return
+        cid = message.correlation_id
+        if refused >= LONGEST_REFUSAL:
+            detail = f"the reply's queue {queue!r} has refused it for {refused // 60} minutes (is it full?)"
+            await self._bury_reply(publishing, detail)
             return
         try:
-            await self._publish_accepted(publishing)
+            await self._publisher.publish(publishing, refused, is_reply=True)
         except UnroutableError:
-            cid = message.correlation_id
             if h.CALLBACK not in message.headers:
                 logger.warning(
                     "the reply to %r is dropped: there is no such queue (any more)", queue, extra={"cid": cid}
                 )
                 return
             detail = f"the reply's queue {queue!r} does not exist, so its callback cannot be reached"
-            logger.warning("%s; it becomes a dead letter", detail, extra={"cid": cid})
-            error = problem("unroutable", "Unroutable reply", detail, str(message.headers.get(h.SERVICE, "")))
-            await self._file(dead_letter(message, "unroutable", error, queue=queue))
+            await self._bury_reply(publishing, detail)
+
+    async def _bury_reply(self, publishing: Publishing, detail: str) -> None:
+        queue, message, _ = publishing
+        logger.warning("%s; it becomes a dead letter", detail, extra={"cid": message.correlation_id})
+        error = problem("unroutable", "Unroutable reply", detail, str(message.headers.get(h.SERVICE, "")))
+        await self._file(dead_letter(message, "unroutable", error, queue=queue))
 
     async def _forward(self, publishing: Publishing, delivery: Delivery) -> None:
         name = publishing.routing_key
@@ -150,7 +161,7 @@ class Settlement:
             await self._publish_own(publishing)
             return
         try:
-            await self._publish_accepted(publishing)
+            await self._publisher.publish(publishing)
         except UnroutableError:
             near = self._invoker.registry.nearest(name)
             hint = f"; did you mean {near!r}?" if near else ""
@@ -171,29 +182,10 @@ class Settlement:
             logger.warning("%s; it is filed without its own headers", error, extra={"cid": dead.message.correlation_id})
             await self._publish_own(stripped(dead))
 
-    async def _publish_own(self, publishing: Publishing) -> None:
+    async def _publish_own(self, publishing: Publishing, refused: int = 0) -> None:
         """Publish to a queue of our own, which is declared again should somebody have deleted it."""
         try:
-            await self._publish_accepted(publishing)
+            await self._publisher.publish(publishing, refused)
         except UnroutableError:
             await self._invoker.declare_own(publishing.routing_key)
-            await self._publish_accepted(publishing)
-
-    async def _publish_accepted(self, publishing: Publishing) -> None:
-        """Publish until the broker accepts: a full queue, or one without its majority of nodes, is waited for."""
-        queue = publishing.routing_key
-        for pause in backoff():
-            try:
-                await self._invoker.publish(publishing)
-            except (UnroutableError, UnencodableError):
-                raise
-            except (NotAcceptedError, ConfigurationError) as error:
-                if queue not in self._refused_once:
-                    self._refused_once.add(queue)
-                    logger.warning("%s; trying again until it is accepted", error)
-                await asyncio.sleep(pause)
-            else:
-                if queue in self._refused_once:
-                    self._refused_once.discard(queue)
-                    logger.info("queue %r accepts messages again", queue)
-                return
+            await self._publisher.publish(publishing, refused)

@@ -59,7 +59,7 @@ def _service_of(message: Message, queue: str) -> tuple[str, int, Message]:
         if quarantine.QUARANTINE in message.headers:
             return quarantine.released(message)
         if delays.DELAYED in message.headers:
-            publishing = delays.due(message)
+            publishing = delays.due(message).publishing
             return delays.target(publishing), 0, publishing.message
     return queue, 0, message
 

@@ -11,6 +11,8 @@ head only. Each step is dead-lettering `at-least-once`, so no step loses one. Wh
 whose consumers publish it to the queue that its header `delayed` names. That header also keeps what would be acted on in the
 chain already: a message's own expiration would end each wait early.
 
+What a queue refuses waits here, too (`postponed`), each time longer.
+
 An exchange of the chain that finds a queue or exchange missing (somebody deleted it) gives the message to `ackback.due`, too: what
 it has waited so far is in its `x-death`, and it goes back for the rest.
 """
@@ -20,15 +22,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 from broker.errors import InvalidInputError
 from broker.protocol.message import Message, Publishing
-from broker.protocol.names import RESERVED_PREFIX, name_problem
+from broker.protocol.names import RESERVED_PREFIX, queue_problem
 
 LEVELS = 25
 MAXIMUM = 366 * 86400
+LONGEST_POSTPONEMENT = 60
+"""Seconds."""
 DELAYED = "delayed"
+REFUSED = "refused"
+IS_REPLY = "is-reply"
 EXCHANGE_PREFIX = f"{RESERVED_PREFIX}delay."
 
 _DEATHS = ("x-first-death-", "x-last-death-")
@@ -64,31 +70,59 @@ def delayed(publishing: Publishing, seconds: int) -> Publishing:
     return Publishing(bits, message, level_name(seconds.bit_length() - 1))
 
 
+def postponed(publishing: Publishing, refused: int, *, is_reply: bool) -> Publishing:
+    """A publishing that its queue has refused for so many seconds, to be tried again after about as many more.
+
+    `is_reply`: it is a reply to a client.
+    """
+    wait = min(refused + 1, LONGEST_POSTPONEMENT)
+    return _noting(delayed(publishing, wait), refused + wait, is_reply=is_reply)
+
+
 def target(publishing: Publishing) -> str:
     """The queue that a publishing reaches in the end."""
     note = publishing.message.headers.get(DELAYED)
     return str(note["to"]) if publishing.exchange and isinstance(note, dict) else publishing.routing_key
 
 
-def due(message: Message) -> Publishing:
+class Due(NamedTuple):
     """What a message that left the chain is to be published as: to its queue, or into the chain again for the rest of its wait.
+
+    `refused` is for how many seconds its queue has refused it, `is_reply` whether it is a reply to a client.
+    """
+
+    publishing: Publishing
+    refused: int = 0
+    is_reply: bool = False
+
+
+def due(message: Message) -> Due:
+    """Read what has left the chain.
 
     Raises:
         InvalidInputError: its header `delayed` is not what the chain puts there.
     """
     note = message.headers.get(DELAYED)
-    queue: Any
-    queue, seconds, expiration = (
-        (note.get(key) for key in ("to", "seconds", "expiration")) if isinstance(note, dict) else (None,) * 3
-    )
-    if problem := name_problem(queue):
-        raise InvalidInputError(f"header 'delayed' names no queue: {problem}")
+    told: dict[str, Any] = note if isinstance(note, dict) else {}
+    queue, seconds, expiration = told.get("to"), told.get("seconds"), told.get("expiration")
+    refused, is_reply = told.get(REFUSED, 0), told.get(IS_REPLY) is True
+    if not isinstance(queue, str) or (problem := queue_problem(queue)):
+        raise InvalidInputError(f"header 'delayed' names no queue: {problem if isinstance(queue, str) else queue!r}")
     if type(seconds) is not int or not 0 <= seconds < 2**LEVELS or not isinstance(expiration, (int, type(None))):
         raise InvalidInputError("header 'delayed' does not say for how long")
+    if type(refused) is not int or refused < 0:
+        raise InvalidInputError("header 'delayed' does not say for how long it was refused")
     original = copy(message)
     original.headers = _without_waits(message.headers)
     original.expiration = expiration
-    return delayed(Publishing(queue, original), max(0, seconds - _waited(message)))
+    rest = delayed(Publishing(queue, original), max(0, seconds - _waited(message)))
+    return Due(_noting(rest, refused, is_reply=is_reply), refused, is_reply)
+
+
+def _noting(publishing: Publishing, refused: int, *, is_reply: bool) -> Publishing:
+    if refused and publishing.exchange:
+        publishing.message.headers[DELAYED] |= {REFUSED: refused, IS_REPLY: is_reply}
+    return publishing
 
 
 def _waited(message: Message) -> int:

@@ -11,6 +11,7 @@ CALLBACK_CLASS_SUFFIX = "AsyncCallback"
 DEAD_LETTERS = "dead-letters"
 RESERVED_PREFIX = "ackback."
 MAX_NAME_BYTES = 200
+MAX_QUEUE_BYTES = 255
 
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9._:/-]")
 _WORD_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -50,6 +51,12 @@ def name_problem(name: object, own_queues: frozenset[str] = frozenset()) -> str 
     if name.startswith(RESERVED_PREFIX) or name == DEAD_LETTERS or name in own_queues:
         return "that name is taken by one of ackback's own queues"
     return None
+
+
+def queue_problem(name: str) -> str | None:
+    """Say why nobody's queue can have this name, or None if one can."""
+    size = len(name.encode("utf-8", "surrogateescape"))
+    return None if 0 < size <= MAX_QUEUE_BYTES else f"it has {size} bytes; 1 to {MAX_QUEUE_BYTES} are allowed"
 
 
 def check_name(name: object, own_queues: frozenset[str] = frozenset()) -> str:

@@ -38,6 +38,8 @@ class Outcome(NamedTuple):
     forwards: tuple[Publishing, ...] = ()
     again: Publishing | None = None
     """The message itself, to be handled once more, now or later."""
+    refused: int = 0
+    """For how many seconds their queues have refused these already."""
 
 
 NOTHING = Outcome()

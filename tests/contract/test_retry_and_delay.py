@@ -355,7 +355,7 @@ def test_the_configuration_sets_the_policys_numbers(transport: Transport) -> Non
 
 @pytest.mark.parametrize(
     "note",
-    ["text", {}, {"to": "x"}, {"to": "amq.x", "seconds": 1}, {"to": "x", "seconds": -1}, {"to": "x", "seconds": True}],
+    ["text", {}, {"to": "x"}, {"to": "", "seconds": 1}, {"to": "x", "seconds": -1}, {"to": "x", "seconds": True}],
 )
 def test_nonsense_on_the_due_queue_is_a_dead_letter(transport: Transport, note: Any) -> None:
     service = fails(0, OSError())
