@@ -25,6 +25,7 @@ def run(
     ] = False,
     debug: Debug = False,
     worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
+    suspects: Annotated[bool, typer.Option("--suspects", hidden=True)] = False,
 ) -> None:
     """Run a daemon that hosts services."""
     from broker import log
@@ -35,25 +36,35 @@ def run(
     if workers is not None:
         settings = settings.with_changes("worker", processes=workers)
     log.setup(settings.log, debug=debug)
-    if not worker and (reload or settings.worker.processes > 1):
+    child = worker or suspects
+    if not child and (reload or settings.worker.processes > 1):
         sys.exit(_supervise(settings, paths or [], config, reload=reload, debug=debug))
+    from broker.process.suspects import Suspects
     from broker.process.worker import serve
 
     services = registry.load(settings, paths or None)
     for name in settings.service:
-        if name not in services:
+        if name not in services and not suspects:
             near = services.nearest(name)
             hint = f"; did you mean {near!r}?" if near else ""
             log.logger.warning('[service."%s"] configures a service that is not hosted here%s', name, hint)
-    sys.exit(serve(settings, services, parent_pipe=worker))
+    in_own_process = None
+    if not suspects and not settings.urls[0].startswith("memory:"):  # which no other process can reach
+        in_own_process = Suspects(_arguments("--suspects", paths or [], config, debug=debug))
+    sys.exit(serve(settings, services, in_own_process, suspects_only=suspects, parent_pipe=worker))
+
+
+def _arguments(role: str, paths: list[str], config: Path | None, *, debug: bool) -> list[str]:
+    """The command line of a child process."""
+    arguments = ["run", role, "--workers", "1", *(["--debug"] if debug else [])]
+    if config is not None:
+        arguments += ["--config", str(config)]
+    return [*arguments, "--", *paths]
 
 
 def _supervise(settings: Any, paths: list[str], config: Path | None, *, reload: bool, debug: bool) -> int:
     from broker.process.supervisor import Supervisor, watcher
 
-    arguments = ["run", "--worker", "--workers", "1", *(["--debug"] if debug else [])]
-    if config is not None:
-        arguments += ["--config", str(config)]
     changed = None
     if reload:
         folders = (
@@ -61,4 +72,5 @@ def _supervise(settings: Any, paths: list[str], config: Path | None, *, reload: 
         )
         watched = [folder for folder in folders if folder.exists()] + ([settings.file] if settings.file else [])
         changed = watcher(watched or [Path.cwd()])
-    return Supervisor([*arguments, "--", *paths], settings.worker.processes, settings.worker.grace, changed).run()
+    arguments = _arguments("--worker", paths, config, debug=debug)
+    return Supervisor(arguments, settings.worker.processes, settings.worker.grace, changed).run()

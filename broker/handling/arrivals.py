@@ -8,6 +8,7 @@ delivery ─┬─ a service's queue ──────────────�
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -35,8 +36,11 @@ from broker.transport.interface import Delivery
 CALLBACK_WINDOW = 200
 UNDERTAKER_WINDOW = 50
 DUE_WINDOW = 200
-# One at a time: a crash counts against all that a consumer has in hand.
+# One at a time: a crash is counted against all that a consumer has in hand.
 QUARANTINE_WINDOW = 1
+
+FORGIVING = 60.0
+"""Seconds after a lost connection in which one count is forgiven."""
 
 # How many seconds RabbitMQ waits for an acknowledgement. A handler without a timeout may take days: 30 of them is what RabbitMQ's timers
 # are good for (they count milliseconds in 32 bits). One with a timeout may have to wait for a free slot before it runs, and for its
@@ -71,6 +75,9 @@ class Arrivals:
         self._in_hand: dict[Delivery, Intake] = {}
         self._empty: asyncio.Event | None = None
         self._refusing = False
+        self._forgiving_until = 0.0
+        self.isolated = asyncio.Event()
+        """Set when something has been put into quarantine."""
         self.intakes = {intake.queue: intake for intake in self._all_intakes(callback_queue)}
         """Each queue to consume, and how."""
         self._in_place = InPlace(self.intakes[callback_queue], self._hosts)
@@ -99,9 +106,9 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self._in_hand)
 
-    def isolating(self) -> bool:
-        """Whether a message from quarantine is being handled."""
-        return self.intakes[self.invoker.quarantine_queue].in_hand > 0
+    def forgive(self) -> None:
+        """What was in hand is delivered again, and counted as a crash, though this process lives."""
+        self._forgiving_until = time.monotonic() + FORGIVING
 
     def give_back_waiting(self, queue: str) -> None:
         """Give back what has been fetched from a service's queue and has not been begun."""
@@ -184,16 +191,19 @@ class Arrivals:
         """Have a message handled, or put it into quarantine."""
         name = host.definition.name
         if (delivery.redelivered or quarantine.QUARANTINE in message.headers) and quarantine.is_suspect(
-            message.headers, name, redelivered=delivery.redelivered
+            message.headers,
+            name,
+            redelivered=delivery.redelivered,
+            forgiving=time.monotonic() < self._forgiving_until,
         ):
             logger.info(
-                "a message of %r was delivered %d times and never finished: it is handled by itself from now on",
+                "a message of %r may have ended the process that handled it: it is put into quarantine",
                 name,
-                quarantine.CRASHES,
                 extra={"cid": message.correlation_id},
             )
             isolated = quarantine.isolated(message, name, self.invoker.quarantine_queue, is_reply=headers is not None)
             self._settlement.settle(isolated, delivery)
+            self.isolated.set()
         else:
             host.admit(delivery, message, headers)
 

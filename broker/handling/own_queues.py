@@ -77,9 +77,17 @@ class OwnQueues:
     def quarantined(self, message: Message) -> ForService | Outcome:
         """What is in quarantine is handled here if its service is, else it goes to where it may be."""
         try:
-            name, _, released = quarantine.released(message)
+            name, deliveries, released = quarantine.released(message)
         except InvalidInputError as error:
             return _unreadable(message, error)
+        extra = {"cid": message.correlation_id}
+        if quarantine.is_convicted(message.headers):
+            logger.error(
+                "a message of %r ends the process that handles it: it becomes a dead letter", name, extra=extra
+            )
+            return deaths.convict(message)
+        if name in self._hosted:
+            logger.info("a message of %r is handled by itself, after %d deliveries", name, deliveries, extra=extra)
         return ForService(name, released) if name in self._hosted else quarantine.elsewhere(message, name)
 
 

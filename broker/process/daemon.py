@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 from broker.backoff import backoff
 from broker.errors import BrokerUnavailableError, ConfigurationError, ConnectionLostError
@@ -15,6 +15,7 @@ from broker.handling.idempotency import Once
 from broker.handling.intakes import Intake
 from broker.hosting.registry import Registry
 from broker.log import logger
+from broker.process.suspects import Suspects
 from broker.protocol.queues import durable_queues, own_queue, with_what_leads_there
 from broker.settings import Settings
 from broker.stores.factory import open_store
@@ -23,8 +24,13 @@ from broker.transport.interface import Connection, Consumer, Transport
 SHOWN_SERVICES = 20
 RECONNECT_FIRST = 0.2
 RECONNECT_MAXIMUM = 10.0
-QUARANTINE_FIRST = 30.0
+LOOK_AT_QUARANTINE = 10.0
 QUARANTINE_POLL = 0.1
+SUSPECTS_GRACE = 2.0
+"""Seconds that the process of what is in quarantine has beyond its grace period, which is this one's, to end."""
+BETWEEN_STARTS = 1.0
+LINGER = 1.0
+"""Seconds for which the process of what is in quarantine stays when that is empty: more may come."""
 
 
 class Daemon:
@@ -32,15 +38,35 @@ class Daemon:
 
     `up` is set once the queues are there for the first time, `ready` while every queue is being consumed. The daemon belongs to the
     event loop that it was made on.
+
+    What is in quarantine is handled by the process of `suspects`; without one, here, beside all else. A daemon of
+    `suspects_only` is that process's: it consumes nothing but the quarantine, and stops when that is empty.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, transport: Transport) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        transport: Transport,
+        suspects: Suspects | None = None,
+        *,
+        suspects_only: bool = False,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._registry = registry
         self._transport = transport
         self._once = _once(settings, registry)
         self._arrivals = Arrivals(
             registry, settings.callbacks.queue, settings.worker.max_body, self._once, self._resize
+        )
+        self._suspects = suspects
+        self._suspects_only = suspects_only
+        self._quarantine = self._arrivals.invoker.quarantine_queue
+        self._consumed = (
+            [self._quarantine]
+            if suspects_only
+            else [queue for queue in self._arrivals.intakes if suspects is None or queue != self._quarantine]
         )
         self._consumers: dict[str, Consumer] = {}
         self._resuming: set[asyncio.Task[None]] = set()
@@ -68,21 +94,29 @@ class Daemon:
         """
         serving = asyncio.ensure_future(self._serve())
         stopping = asyncio.ensure_future(self._stop.wait())
+        beside = []
+        if self._suspects is not None:
+            beside.append(asyncio.ensure_future(self._have_suspects_handled(self._suspects)))
+        if self._suspects_only:
+            beside.append(asyncio.ensure_future(self._stop_once_quarantine_is_empty()))
         try:
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 serving.result()
         finally:
-            for task in (serving, stopping):
+            # aiormq may swallow a cancellation: so these look whether to stop, too.
+            self._stop.set()
+            self._arrivals.isolated.set()
+            for task in (serving, stopping, *beside):
                 task.cancel()
                 with suppress(asyncio.CancelledError, ConfigurationError):
                     await task
         return await self._drain()
 
-    async def _serve(self) -> NoReturn:
+    async def _serve(self) -> None:
         pauses = backoff(RECONNECT_FIRST, RECONNECT_MAXIMUM)
         told: str | None = None
-        while True:
+        while not self._stop.is_set():
             try:
                 self._connection = await self._transport.connect()
                 await self._start(self._connection)
@@ -97,19 +131,27 @@ class Daemon:
                 continue
             reason = await asyncio.shield(self._connection.lost)
             logger.warning("the connection to %s was lost: %s; reconnecting", self._transport.address, reason)
+            self._arrivals.forgive()
             await self._abandon()
             pauses, told = backoff(RECONNECT_FIRST, RECONNECT_MAXIMUM), reason
             await asyncio.sleep(next(pauses))
 
     async def _start(self, connection: Connection) -> None:
         queues = durable_queues((d.name for d in self._registry), self._settings.callbacks.queue)
-        await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
+        if not self._suspects_only:  # its parent has
+            await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
         self._arrivals.invoker.connection = connection
         self.up.set()
-        await self._empty_quarantine(connection)
-        await _all(self._consume(connection, queue) for queue in self._arrivals.intakes if queue not in self._consumers)
+        # Before anything is consumed, as this process may not live for long.
+        if self._suspects is not None and await _is_filled(connection, self._quarantine):
+            self._suspects.start()
+        await _all(self._consume(connection, queue) for queue in self._consumed if queue not in self._consumers)
         self.ready.set()
         self._was_ready = True
+        if not self._suspects_only:
+            self._tell_ready(len(queues))
+
+    def _tell_ready(self, queues: int) -> None:
         names = sorted(definition.name for definition in self._registry)
         more = f" and {len(names) - SHOWN_SERVICES} more" if len(names) > SHOWN_SERVICES else ""
         logger.info(
@@ -118,23 +160,35 @@ class Daemon:
             "" if len(names) == 1 else "s",
             ", ".join(names[:SHOWN_SERVICES]) or "none",
             more,
-            len(queues),
+            queues,
             self._settings.callbacks.queue,
             self._transport.address,
             os.getpid(),
         )
 
-    async def _empty_quarantine(self, connection: Connection) -> None:
-        """Handle what is in quarantine by itself, for a while at least, before anything that could be harmed with it."""
-        queue = self._arrivals.invoker.quarantine_queue
-        if not await _is_filled(connection, queue):
-            return
-        logger.warning("messages are in quarantine (%s): they are handled before all others", queue)
-        await self._consume(connection, queue)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(QUARANTINE_FIRST):
-                while self._arrivals.isolating() or await _is_filled(connection, queue):
-                    await asyncio.sleep(QUARANTINE_POLL)
+    async def _have_suspects_handled(self, suspects: Suspects) -> None:
+        """Whenever something is in quarantine, have it handled in a process of its own."""
+        while not self._stop.is_set():
+            await self.ready.wait()
+            self._arrivals.isolated.clear()
+            with suppress(BrokerUnavailableError, ConfigurationError):
+                if self._connection is not None and await _is_filled(self._connection, self._quarantine):
+                    suspects.start()
+                    await asyncio.sleep(BETWEEN_STARTS)
+                    continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AT_QUARANTINE):
+                    await self._arrivals.isolated.wait()
+
+    async def _stop_once_quarantine_is_empty(self) -> None:
+        empty_since = self._loop.time()
+        while self._loop.time() - empty_since < LINGER and not self._stop.is_set():
+            await self.ready.wait()
+            with suppress(BrokerUnavailableError, ConfigurationError):
+                if self.busy() or (self._connection and await _is_filled(self._connection, self._quarantine)):
+                    empty_since = self._loop.time()
+            await asyncio.sleep(QUARANTINE_POLL)
+        self.stop()
 
     async def _consume(self, connection: Connection, queue: str) -> None:
         intake = self._arrivals.intakes[queue]
@@ -164,6 +218,7 @@ class Daemon:
         """Declare and consume a queue again whose deliveries the broker has ended."""
         self._consumers.pop(queue, None)
         logger.warning("%s; declaring and consuming it again", reason)
+        self._arrivals.forgive()
         for pause in backoff():
             try:
                 await connection.declare(*with_what_leads_there(own_queue(queue)))
@@ -178,18 +233,23 @@ class Daemon:
                 return
 
     async def _drain(self) -> int:
+        grace = self._settings.worker.grace
+        stops_by = self._loop.time() + grace + SUSPECTS_GRACE
+        if self._suspects is not None:
+            self._suspects.stop()
         await self._arrivals.refuse()
         self.ready.clear()
         for task in list(self._resuming):
             task.cancel()
         await asyncio.gather(*(consumer.cancel() for consumer in self._consumers.values()))
-        grace = self._settings.worker.grace
         logger.info("stopping: no new messages; %d being handled have %g s to finish", self.busy(), grace)
         unfinished = await self._arrivals.drain(grace)
         await self._abandon()
         self._arrivals.close()
         if self._once is not None:
             await self._once.close()
+        if self._suspects is not None:
+            await self._suspects.stopped(stops_by - self._loop.time())
         if unfinished:
             logger.warning("stopped: %d not finished in time went back to their queues", unfinished)
         else:

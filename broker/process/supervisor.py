@@ -17,7 +17,6 @@ from broker.errors import ConfigurationError
 from broker.log import logger
 
 MAX_DEATHS = 5
-HEALTHY_AFTER = 30.0
 RESTART_PAUSES = (0.3, 3.0)
 CONFIGURATION_FAILED = 2
 POLL = 0.1
@@ -85,16 +84,17 @@ class Supervisor:
         if code == CONFIGURATION_FAILED:
             logger.error("a worker cannot start (see above); stopping")
             return False
-        if time.monotonic() - worker.started > HEALTHY_AFTER:
-            self._pauses = backoff(*RESTART_PAUSES)
         self._deaths = 0 if worker.was_up() else self._deaths + 1
+        if not self._deaths:
+            self._pauses = backoff(*RESTART_PAUSES)
         worker.close()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self._deaths >= MAX_DEATHS:
-            logger.error("worker %d died (%s), the %dth in a row: giving up", worker.process.pid, how, self._deaths)
+            logger.error(
+                "worker %d died (%s), the %dth in a row: giving up", worker.process.pid, how(code), self._deaths
+            )
             return False
         pause = next(self._pauses)
-        logger.warning("worker %d died (%s); starting another in %.1f s", worker.process.pid, how, pause)
+        logger.warning("worker %d died (%s); starting another in %.1f s", worker.process.pid, how(code), pause)
         self._restarts[index] = time.monotonic() + pause
         return True
 
@@ -131,7 +131,6 @@ class _Worker:
                 command, stdin=its_end.fileno(), process_group=0, env=merged
             )
         self._socket.setblocking(False)
-        self.started = time.monotonic()
 
     def was_up(self) -> bool:
         """Whether it got as far as to find, or declare, its queues."""
@@ -158,6 +157,11 @@ class _Worker:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def how(code: int) -> str:
+    """How a process ended, by its exit code."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def watcher(paths: Sequence[Path]) -> Callable[[], bool]:

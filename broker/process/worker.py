@@ -15,6 +15,7 @@ from collections.abc import Callable
 from broker.hosting.registry import Registry
 from broker.log import logger
 from broker.process.daemon import Daemon
+from broker.process.suspects import Suspects, in_forks
 from broker.settings import Settings
 from broker.transport.factory import create
 
@@ -25,11 +26,18 @@ UP = b"up"
 GC_THRESHOLDS = (50_000, 20, 20)
 
 
-def serve(settings: Settings, registry: Registry, *, parent_pipe: bool = False) -> int:
+def serve(
+    settings: Settings,
+    registry: Registry,
+    suspects: Suspects | None = None,
+    *,
+    suspects_only: bool = False,
+    parent_pipe: bool = False,
+) -> int:
     """Run a daemon until SIGTERM or SIGINT; return the exit code. A second signal ends the process at once.
 
-    With `parent_pipe` standard input is a socket to the parent: its end is a signal, too, as the parent has died; and what says that the
-    queues are there is written to it.
+    `suspects` and `suspects_only` are the daemon's. With `parent_pipe` standard input is a socket to the parent: its end is a signal,
+    too, as the parent has died; and what says that the queues are there is written to it.
 
     Raises:
         ConfigurationError: at the start, a queue cannot be used as it is.
@@ -37,13 +45,20 @@ def serve(settings: Settings, registry: Registry, *, parent_pipe: bool = False) 
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, registry, parent_pipe=parent_pipe))
-    return 0
+
+    def live() -> int:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings, registry, suspects, suspects_only=suspects_only, parent_pipe=parent_pipe))
+        return 0
+
+    return in_forks(live) if suspects_only else live()
 
 
-async def _serve(settings: Settings, registry: Registry, *, parent_pipe: bool) -> None:
-    daemon = Daemon(settings, registry, create(settings.urls, settings.broker.transport))
+async def _serve(
+    settings: Settings, registry: Registry, suspects: Suspects | None, *, suspects_only: bool, parent_pipe: bool
+) -> None:
+    transport = create(settings.urls, settings.broker.transport)
+    daemon = Daemon(settings, registry, transport, suspects, suspects_only=suspects_only)
     signals = 0
 
     def on_signal(name: str) -> None:

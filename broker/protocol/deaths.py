@@ -29,6 +29,14 @@ _DEATHS = {
 }
 
 
+def convict(message: Message) -> Outcome:
+    """The end of a message that has killed its process in quarantine."""
+    reason, title, detail = _DEATHS["delivery_limit"]
+    count = quarantine.crashes(message.headers, redelivered=True)
+    service, before, message = _service_of(message, "")
+    return failure(message, reason, problem(reason, title, detail, service, before + count))
+
+
 def bury(message: Message) -> Outcome:
     """The dead letter, and the failure reply if one is wanted, for a message that the broker gave up on."""
     message.correlation_id = message.correlation_id or new_cid()
@@ -48,8 +56,8 @@ def bury(message: Message) -> Outcome:
 
 def _deliveries(message: Message, queue: str) -> int:
     # RabbitMQ 3 does not count in what it dead-letters.
-    count = message.headers.get("x-delivery-count")
-    return count if type(count) is int else own_queue(queue).arguments["x-delivery-limit"] + 1
+    count = quarantine.crashes(message.headers, redelivered=True)
+    return count or own_queue(queue).arguments["x-delivery-limit"] + 1
 
 
 def _service_of(message: Message, queue: str) -> tuple[str, int, Message]:

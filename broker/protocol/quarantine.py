@@ -1,9 +1,11 @@
-"""Messages that were in a process when it died, again and again: one of them is the culprit, the others were its neighbours.
+"""Messages that were in a process when it died: one of them is the culprit, the others were its neighbours.
 
-RabbitMQ counts a crash against every message that the process had in hand, so all of them would reach a delivery limit together.
-A message that has seen two crashes is therefore handed over to the queue `ackback.quarantine.<callback queue>`, which each daemon
-consumes one at a time, and first of all when it starts: there only the culprit goes on killing, and its few deliveries end at the
-undertaker's. Its neighbours are handled and gone.
+RabbitMQ counts a crash against every message that the process had in hand. What has been counted against once is handed over to the
+queue `ackback.quarantine.<callback queue>`, which processes of their own consume one message at a time (`process/suspects.py`). There
+the neighbours are handled and gone; what kills such a process twice becomes a dead letter.
+
+A lost connection is counted like a crash. A process that has lost its own lately, and lives, forgives one count: it may be that. So does
+every process where RabbitMQ counts as a crash what is only given back (it then has no `x-acquired-count`; docs/guarantees.md).
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from broker.protocol.message import Message, Publishing
 from broker.protocol.names import RESERVED_PREFIX, name_problem
 from broker.protocol.outcomes import Outcome, republished
 
-CRASHES = 2
 QUARANTINE = "quarantine"
 QUEUE_PREFIX = f"{RESERVED_PREFIX}quarantine."
 ELSEWHERE_AFTER = 1
+CRASHES_IN_QUARANTINE = 2
 
 
 def queue_name(callback_queue: str) -> str:
@@ -29,24 +31,36 @@ def queue_name(callback_queue: str) -> str:
     return QUEUE_PREFIX + callback_queue
 
 
-def is_suspect(headers: Mapping[str, Any], service: str, *, redelivered: bool) -> bool:
-    """Whether a message has seen too many crashes to be handled beside others, or has been found so elsewhere."""
+def crashes(headers: Mapping[str, Any], *, redelivered: bool) -> int:
+    """What RabbitMQ has counted against a message. Nothing on its first delivery: anybody can set the header."""
     count = headers.get("x-delivery-count") if redelivered else None
-    return (type(count) is int and count >= CRASHES) or _note(headers).get("service") == service
+    return count if type(count) is int else 0
+
+
+def is_suspect(headers: Mapping[str, Any], service: str, *, redelivered: bool, forgiving: bool) -> bool:
+    """Whether a message is not to be handled beside others, by what is counted against it or as it has been found so elsewhere.
+
+    `forgiving`: one count may be this process's own lost connection.
+    """
+    allowed = 1 if forgiving or "x-acquired-count" not in headers else 0
+    return crashes(headers, redelivered=redelivered) > allowed or _note(headers).get("service") == service
 
 
 def may_be_given_back(headers: Mapping[str, Any], *, redelivered: bool) -> bool:
-    """Whether a message may be given back to its queue without coming near to what looks like a crash: before RabbitMQ 4 that is counted
-    as one."""
-    count = headers.get("x-delivery-count") if redelivered else None
-    return type(count) is not int or count + 1 < CRASHES
+    """Whether a message may be given back to its queue without becoming a suspect by that."""
+    return "x-acquired-count" in headers or crashes(headers, redelivered=redelivered) == 0
+
+
+def is_convicted(headers: Mapping[str, Any]) -> bool:
+    """Whether a message has killed processes in which it was alone."""
+    return crashes(headers, redelivered=True) >= CRASHES_IN_QUARANTINE
 
 
 def isolated(message: Message, service: str, queue: str, *, is_reply: bool) -> Outcome:
     """The hand-over of a service's message to the quarantine queue."""
     copied = republished(message, is_reply=is_reply)
     copied.correlation_id = copied.correlation_id or new_cid()
-    copied.headers[QUARANTINE] = {"service": service, "deliveries": CRASHES}
+    copied.headers[QUARANTINE] = {"service": service, "deliveries": crashes(message.headers, redelivered=True)}
     return Outcome(again=Publishing(queue, copied))
 
 

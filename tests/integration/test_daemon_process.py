@@ -189,7 +189,7 @@ def test_a_message_that_kills_its_process_becomes_a_dead_letter_and_takes_no_oth
     assert set(buried) == killers
     for headers in buried.values():
         assert (headers["dead-reason"], headers["dead-service"]) == ("delivery-limit", "careful")
-        assert headers["dead-attempts"] == 6
+        assert headers["dead-attempts"] == 3
         assert "quarantine" not in headers
     daemon.signal(signal.SIGTERM)
     assert daemon.exit_code() == 0

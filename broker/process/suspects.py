@@ -1,0 +1,158 @@
+"""Messages that may have ended a process are handled in one of their own.
+
+It is started, by a process that hosts services, when something is in quarantine, and gone when that is empty. It consumes nothing
+else, one message at a time: so what kills it is the culprit, and those that host services go on meanwhile.
+
+A culprit may come every few milliseconds, and to start Python and import the services takes a third of a second. So it only imports,
+and forks for each life that handles messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, TextIO
+
+from broker.errors import ConfigurationError
+from broker.log import logger
+from broker.process.supervisor import CONFIGURATION_FAILED, how
+
+POLL = 0.02
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+def in_forks(live: Callable[[], int]) -> int:
+    """Call `live` in a fork of this process, and in another should that die, until one ends well or a signal has come.
+
+    Returns 0, or the exit code of `live` where it says so with a ConfigurationError.
+    """
+    if not hasattr(os, "fork"):
+        return live()
+    stopping = False
+    pid = 0
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal stopping
+        if pid and not stopping:  # a second one would make it stop at once, and several may tell it
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        stopping = True
+
+    for number in STOPPING:
+        signal.signal(number, stop)
+    while not stopping:
+        # No signal comes before it is known whom it is for.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        pid = os.fork()
+        if not pid:
+            for number in STOPPING:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        if not pid:
+            _die(live)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code in (0, CONFIGURATION_FAILED):
+            return code
+        if stopping:
+            break
+        logger.warning("process %d for what is in quarantine died (%s)", pid, how(code))
+    return 0
+
+
+def _die(live: Callable[[], int]) -> NoReturn:
+    """End this fork as `live` ends."""
+    code = 1
+    try:
+        code = live()
+    except ConfigurationError as error:
+        logger.error("%s", error)
+        code = CONFIGURATION_FAILED
+    except Exception:
+        logger.exception("an error in ackback itself, in the process for what is in quarantine")
+    finally:
+        os._exit(code)
+
+
+class Suspects:
+    """The child process with `arguments` for the command line. There is one at most of those on this machine.
+
+    It outlives the process that has started it, should that die, as its work goes on; so a file says which it is, and is locked
+    while it lives.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._arguments = arguments
+        digest = hashlib.sha256(repr((Path.cwd(), *arguments)).encode()).hexdigest()[:16]
+        self._file = Path(tempfile.gettempdir()) / f"ackback-{os.getuid()}-{digest}.pid"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the child, unless it is there."""
+        if self._process is not None and self._process.poll():
+            logger.warning("the process for what is in quarantine died (%s)", how(self._process.returncode))
+            self._process = None
+        try:
+            with self._locked() as file:
+                if file is not None:
+                    file.truncate(0)
+                    self._process = self._popen(file.fileno())
+                    file.write(str(self._process.pid))
+        except OSError as error:
+            logger.error("no process for what is in quarantine can be started: %s", error)
+
+    def _popen(self, lock: int) -> subprocess.Popen[bytes]:
+        """Start the process, which inherits the lock."""
+        command = [sys.executable, "-m", "broker", *self._arguments]
+        # In a group of its own: Ctrl-C on a terminal reaches only the parent.
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, pass_fds=(lock,))  # noqa: S603
+
+    def stop(self) -> None:
+        """Let it finish the message that it has, and end."""
+        self._send(signal.SIGTERM)
+
+    async def stopped(self, seconds: float) -> None:
+        """Wait for its end, and force it after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while self._is_there():
+            if time.monotonic() > deadline:
+                self._send(signal.SIGKILL)
+                return
+            await asyncio.sleep(POLL)
+
+    def _send(self, number: int) -> None:
+        if self._is_there() and (pid := self._file.read_text()):
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), number)
+
+    def _is_there(self) -> bool:
+        if self._process is not None:
+            self._process.poll()  # or it would stay a zombie
+        with self._locked() as file:
+            return file is None
+
+    @contextmanager
+    def _locked(self) -> Iterator[TextIO | None]:
+        """The file, locked; None if another has locked it."""
+        import fcntl
+
+        # In a folder that all may write to: not through somebody else's link, nor into somebody else's file.
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "r+") as file:
+            if os.fstat(descriptor).st_uid != os.getuid():
+                raise PermissionError(f"{self._file} belongs to another user")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+            else:
+                yield file
