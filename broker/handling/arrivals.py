@@ -183,9 +183,7 @@ class Arrivals:
         elif queue == self.invoker.quarantine_queue:
             self._hosts[decision.name].admit(delivery, decision.message, None)
         else:
-            host = self._hosts[decision.name]
-            self._in_place.begin(delivery, host)
-            self._admit(host, delivery, decision.message, decision.headers)
+            self._admit(self._hosts[decision.name], delivery, decision.message, decision.headers)
 
     def _admit(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
         """Have a message handled, or put it into quarantine."""
@@ -208,6 +206,8 @@ class Arrivals:
             host.admit(delivery, message, headers)
 
     def _begin(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
+        if headers is not None:
+            self._in_place.begin(delivery, host)
         self._eager.begin(self._handle(host, delivery, message, headers))
 
     async def _handle(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
