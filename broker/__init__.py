@@ -4,6 +4,7 @@ from broker.client import AsyncClient, Client
 from broker.errors import (
     AckbackError,
     ConfigurationError,
+    ConfirmTimeoutError,
     NotAcceptedError,
     RemoteError,
     ServiceDefinitionError,
@@ -18,6 +19,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "ConfigurationError",
+    "ConfirmTimeoutError",
     "NotAcceptedError",
     "Reject",
     "RemoteError",

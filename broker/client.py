@@ -10,7 +10,14 @@ from collections import deque
 from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from broker.errors import AckbackError, BrokerUnavailableError, NotAcceptedError, Rejected
+from broker.errors import (
+    ALARM,
+    AckbackError,
+    BrokerUnavailableError,
+    ConfirmTimeoutError,
+    NotAcceptedError,
+    Rejected,
+)
 from broker.handling.calls import Calls
 from broker.handling.chain import DelayChain
 from broker.handling.invoker import retrieved
@@ -22,6 +29,8 @@ from broker.service import Callback, Callbacks, Service
 from broker.transport.factory import create
 from broker.transport.interface import Connection, Transport
 
+TIMEOUT = 30.0
+"""Seconds to wait for the broker."""
 BULK_WINDOW = 2000
 BULK_WINDOW_BYTES = 16 * 1024 * 1024
 
@@ -86,12 +95,14 @@ class AsyncClient:
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
         cid: str | None = None,
+        timeout: float | None = TIMEOUT,
     ) -> str:
         """Invoke a service in the background; return the CID once the broker has confirmed the request.
 
-        The arguments are those of `Service.invoke_async`.
+        The arguments are those of `Service.invoke_async`; `timeout` is how many seconds to wait for the broker, None for no limit.
 
         Raises:
+            ConfirmTimeoutError: (a TimeoutError) the broker did not confirm in time; the request may or may not be accepted.
             UnroutableError: nobody hosts the service.
             NotAcceptedError: the broker refused the request.
             ConnectionLostError: the connection ended first: the request may or may not have been accepted. It is safe to
@@ -102,9 +113,17 @@ class AsyncClient:
             name, callback=callback, delay=delay, expiration=expiration, priority=priority, headers=headers
         )
         publishing = self._request(target, template, payload, cid)
-        await self._connected()
-        await self._confirm(publishing)
-        return cast(str, publishing.message.correlation_id)
+        used = cast(str, publishing.message.correlation_id)
+        scope = asyncio.timeout(timeout)
+        try:
+            async with scope:
+                await self._connected()
+                await self._confirm(publishing)
+        except TimeoutError:
+            if scope.expired():
+                raise ConfirmTimeoutError.after(timeout or 0, alarm=self._is_blocked, cid=used) from None
+            raise
+        return used
 
     async def invoke_many(
         self,
@@ -116,13 +135,16 @@ class AsyncClient:
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
+        timeout: float | None = TIMEOUT,
     ) -> list[str]:
         """Invoke a service once for each payload; return the CIDs, in order, once the broker has confirmed all.
 
         `payloads` may be endless: no more than 2,000 requests, or 16 MiB and one request more, are ever unconfirmed, and
-        the next payload is taken only when there is room.
+        the next payload is taken only when there is room. `timeout` is how many seconds the broker may confirm nothing.
 
         Raises:
+            ConfirmTimeoutError: (a NotAcceptedError and a TimeoutError) it confirmed nothing for so long: those in `rejected` may or
+                may not be accepted.
             NotAcceptedError: some were not accepted: `rejected` lists each with its index, CID and error, `accepted` has the
                 CIDs of the others. All payloads were tried, except after a lost connection that cannot be made again.
             TypeError: a payload cannot be serialised; those before it are sent.
@@ -130,7 +152,7 @@ class AsyncClient:
         target, template = self._template(
             name, callback=callback, delay=delay, expiration=expiration, priority=priority, headers=headers
         )
-        bulk = _Bulk()
+        bulk = _Bulk(timeout)
         try:
             if isinstance(payloads, AsyncIterable):
                 async for payload in payloads:
@@ -141,11 +163,15 @@ class AsyncClient:
                         await self._add(bulk, target, template, payload)
                     else:
                         self._publish(bulk, target, template, payload)
+            await bulk.all_confirmed()
+        except _StalledError:
+            raise bulk.timed_out(alarm=self._is_blocked) from None
         except BrokerUnavailableError as error:
             await bulk.all_confirmed()
             bulk.raise_if_rejected(str(error), always=True)
-        finally:
+        except BaseException:
             await bulk.all_confirmed()
+            raise
         bulk.raise_if_rejected()
         return bulk.accepted()
 
@@ -160,7 +186,11 @@ class AsyncClient:
             ConnectionLostError: the connection ended while waiting.
         """
         publishing = self._request(*self._template(name), payload)
-        return await self._calls.call(await self._connected(), publishing, timeout)
+        try:
+            connection = await asyncio.wait_for(self._connected(), timeout)
+        except TimeoutError:
+            raise TimeoutError(f"no connection to RabbitMQ within {timeout:g} s") from None
+        return await self._calls.call(connection, publishing, timeout)
 
     async def consumers(self, name: str | type[Service]) -> int:
         """How many daemons consume a service's queue at the moment; 0, too, if there is no such queue.
@@ -205,6 +235,10 @@ class AsyncClient:
         return template.request(target, payload, cid, time.time(), self._settings.worker.max_body)
 
     @property
+    def _is_blocked(self) -> bool:
+        return self._connection is not None and self._connection.blocked
+
+    @property
     def _is_connected(self) -> bool:
         return self._connection is not None and not self._connection.lost.done()
 
@@ -218,10 +252,15 @@ class AsyncClient:
             return self._connection
 
 
+class _StalledError(Exception):
+    """The broker has confirmed nothing for too long."""
+
+
 class _Bulk:
     """The unconfirmed requests of one `invoke_many`, oldest first, and what became of the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
         self._cids: list[str] = []
         self._rejected: list[Rejected] = []
         self._unconfirmed: deque[tuple[asyncio.Future[None], int, int]] = deque()
@@ -240,7 +279,7 @@ class _Bulk:
     async def room(self) -> None:
         """Wait until another request may be published."""
         while self.is_full:
-            await asyncio.wait([self._unconfirmed[0][0]])
+            await self._first_confirmed()
             while self._unconfirmed and self._unconfirmed[0][0].done():
                 self._settle_first()
 
@@ -248,12 +287,33 @@ class _Bulk:
         try:
             while self._unconfirmed:
                 if not self._unconfirmed[0][0].done():
-                    await asyncio.wait([self._unconfirmed[0][0]])
+                    await self._first_confirmed()
                 self._settle_first()
         except asyncio.CancelledError:
             for confirm, _, _ in self._unconfirmed:
                 confirm.add_done_callback(retrieved)
             raise
+
+    async def _first_confirmed(self) -> None:
+        done, _ = await asyncio.wait([self._unconfirmed[0][0]], timeout=self._timeout)
+        if not done:
+            raise _StalledError
+
+    def timed_out(self, *, alarm: bool) -> ConfirmTimeoutError:
+        """The error for what is not confirmed in time."""
+        for confirm, index, _ in self._unconfirmed:
+            confirm.add_done_callback(retrieved)
+            cid = self._cids[index]
+            error = ConfirmTimeoutError.after(self._timeout or 0, alarm=alarm, cid=cid)
+            self._rejected.append(Rejected(index, cid, error))
+        accepted = self.accepted()
+        why = f" ({ALARM})" if alarm else ""
+        return ConfirmTimeoutError(
+            f"RabbitMQ has confirmed nothing for {self._timeout:g} s{why}: {len(accepted)} requests are accepted, "
+            f"{len(self._unconfirmed)} may or may not be",
+            rejected=self._rejected,
+            accepted=accepted,
+        )
 
     def _settle_first(self) -> None:
         confirm, index, size = self._unconfirmed.popleft()
@@ -326,6 +386,7 @@ class Client:
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
         cid: str | None = None,
+        timeout: float | None = TIMEOUT,
     ) -> str:
         """See `AsyncClient.invoke_async`."""
         return self._run(
@@ -338,6 +399,7 @@ class Client:
                 priority=priority,
                 headers=headers,
                 cid=cid,
+                timeout=timeout,
             )
         )
 
@@ -351,6 +413,7 @@ class Client:
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
+        timeout: float | None = TIMEOUT,
     ) -> list[str]:
         """See `AsyncClient.invoke_many`. The payloads are taken on the client's thread."""
         return self._run(
@@ -362,6 +425,7 @@ class Client:
                 expiration=expiration,
                 priority=priority,
                 headers=headers,
+                timeout=timeout,
             )
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PROBLEM_TYPE = "urn:ackback:problem:"
+ALARM = "RabbitMQ has raised an alarm, as it is low on memory or disk space, and takes no messages"
 
 
 class AckbackError(Exception):
@@ -50,6 +51,19 @@ class NotAcceptedError(AckbackError):
         """For a `basic.nack`, by which RabbitMQ gives no reason."""
         return cls(
             f"RabbitMQ refused a message for queue {queue!r} (basic.nack): the queue is full or has no majority of its nodes"
+        )
+
+
+class ConfirmTimeoutError(NotAcceptedError, TimeoutError):
+    """The broker did not confirm in time: the message may or may not be accepted, now or later."""
+
+    @classmethod
+    def after(cls, seconds: float, *, alarm: bool, cid: str) -> ConfirmTimeoutError:
+        """For one request; `alarm`: RabbitMQ has told that it takes nothing."""
+        why = f" ({ALARM})" if alarm else ""
+        return cls(
+            f"RabbitMQ has not confirmed the request within {seconds:g} s{why}: it may or may not be accepted; "
+            f"it is safe to send it again with the same cid ({cid})"
         )
 
 

@@ -42,6 +42,9 @@ def send(
         float | None, typer.Option("--expiration", min=0, metavar="S", help="Seconds after which it expires.")
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Send it N times.")] = 1,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, metavar="S", help="Seconds to wait for RabbitMQ to accept it.")
+    ] = 30.0,
     config: Config = None,
     debug: Debug = False,
 ) -> None:
@@ -49,7 +52,12 @@ def send(
     from broker.client import Client
 
     value = _payload(payload)
-    options: dict[str, Any] = {"callback": callback or None, "delay": delay, "expiration": expiration}
+    options: dict[str, Any] = {
+        "callback": callback or None,
+        "delay": delay,
+        "expiration": expiration,
+        "timeout": timeout,
+    }
     with Client(settings=quiet_settings(config)) as client:
         if count == 1:
             typer.echo(client.invoke_async(name, value, **options))

@@ -80,10 +80,11 @@ class Arrivals:
         """Set when something has been put into quarantine."""
         self.intakes = {intake.queue: intake for intake in self._all_intakes(callback_queue)}
         """Each queue to consume, and how."""
-        self._in_place = InPlace(self.intakes[callback_queue], self._hosts)
+        self._callbacks = self.intakes[callback_queue]
+        self._in_place = InPlace(self._callbacks, self._hosts)
 
     def _all_intakes(self, callback_queue: str) -> list[Intake]:
-        decide = OwnQueues(self._hosts, lambda name: self._in_place.takes(name), self.invoker.chain)
+        decide = OwnQueues(self._hosts, lambda name: self._in_place.takes(name), self.invoker)
         quarantine_queue = self.invoker.quarantine_queue
         own = (
             (UNDERTAKER, UNDERTAKER_WINDOW, decide.dead, False),
@@ -163,8 +164,10 @@ class Arrivals:
         return True
 
     def _settled(self, delivery: Delivery) -> None:
-        self._in_hand.pop(delivery).ended()
-        self._in_place.ended(delivery)
+        intake = self._in_hand.pop(delivery)
+        intake.ended()
+        if intake is self._callbacks:
+            self._in_place.ended(delivery)
         if self._empty is not None and not self._in_hand:
             self._empty.set()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
-from broker.errors import ConnectionLostError, RemoteError
+from broker.errors import ALARM, ConnectionLostError, RemoteError
 from broker.protocol import bodies, problems
 from broker.protocol import headers as h
 from broker.protocol.message import Message, Publishing
 from broker.protocol.queues import reply_queue
+from broker.protocol.requests import MAX_EXPIRATION
 from broker.transport.interface import Connection, Delivery
 
 # The replies of calls are acknowledged as they come: nothing slow happens between, so the window only has to fill the wire.
@@ -39,6 +41,9 @@ class Calls:
         target, message, _ = publishing
         cid = message.correlation_id
         assert cid is not None
+        # Nobody waits after that, so nobody needs to handle it.
+        message.expiration = max(1, round(1000 * min(timeout, MAX_EXPIRATION)))
+        message.headers[h.DEADLINE] = round(1000 * (time.time() + timeout))
         scope = asyncio.timeout(timeout)
         try:
             async with scope:
@@ -46,7 +51,8 @@ class Calls:
                 reply = await self._exchange(connection, publishing, cid)
         except TimeoutError:
             if scope.expired():
-                raise TimeoutError(f"no reply from {target!r} within {timeout:g} s (CID {cid})") from None
+                why = f" ({ALARM})" if connection.blocked else ""
+                raise TimeoutError(f"no reply from {target!r} within {timeout:g} s{why} (CID {cid})") from None
             raise
         if reply.headers.get(h.STATUS) == h.ERROR:
             raise RemoteError(problems.from_json(reply.body, target))

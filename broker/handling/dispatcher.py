@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 import traceback
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -76,6 +77,9 @@ class Dispatcher:
                 if headers.attempt > 1:
                     handling.set((cid, definition.name, headers.attempt))
                 is_reply = reply_headers is not None or headers.status is not None
+                if h.DEADLINE in message.headers and time.time() > (h.deadline(message) or 0):
+                    self._invoker.expired.count(definition.name)
+                    return NOTHING
                 if is_reply and definition.callback_from is not None:
                     _check_replier(definition.callback_from, message)
                 request = Request(message, headers.attempt, redelivered, headers.source, is_reply)

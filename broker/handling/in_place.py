@@ -48,7 +48,7 @@ class InPlace:
             self._loop.call_later(LOOK_EVERY, self._look)
 
     def ended(self, delivery: Delivery) -> None:
-        """A delivery, of whatever queue, is settled."""
+        """A delivery from the callback queue is settled."""
         self._running.pop(delivery, None)
 
     def _look(self) -> None:

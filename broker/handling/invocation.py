@@ -128,6 +128,11 @@ class Invocation:
     async def call(self, name: str | type[Service], payload: Any, timeout: float) -> Any:
         """See `Service.call`."""
         target = self._invoker.registry.name_of(name)
+        deadline = h.deadline(self._message)
+        if deadline is not None:  # what is called for a caller is of no use when that waits no longer
+            timeout = min(timeout, deadline - time.time())
+            if timeout <= 0:
+                raise TimeoutError(f"{target!r} was not called: whoever waits for {self.cid} waits no longer")
         template = Template(source=self._definition.name)
         publishing = self._request(template, target, payload, self._next_cid())
         connection = self._invoker.connection

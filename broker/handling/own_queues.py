@@ -6,14 +6,14 @@ from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from broker.errors import InvalidInputError
-from broker.handling.chain import DelayChain
+from broker.handling.invoker import Invoker
 from broker.log import logger
 from broker.protocol import callbacks, deaths, delays, quarantine
 from broker.protocol import headers as h
 from broker.protocol.cids import new_cid
 from broker.protocol.headers import Headers
 from broker.protocol.message import Message
-from broker.protocol.outcomes import DEAD_REASON, DEAD_SERVICE, Outcome, failure, forwards
+from broker.protocol.outcomes import DEAD_REASON, DEAD_SERVICE, NOTHING, Outcome, failure, forwards
 from broker.protocol.problems import problem
 
 
@@ -28,10 +28,11 @@ class ForService(NamedTuple):
 class OwnQueues:
     """Decides, a method for each queue. `in_place` says whether a callback may be handled where its reply came in."""
 
-    def __init__(self, hosted: Container[str], in_place: Callable[[str], bool], chain: DelayChain) -> None:
+    def __init__(self, hosted: Container[str], in_place: Callable[[str], bool], invoker: Invoker) -> None:
         self._hosted = hosted
         self._in_place = in_place
-        self._chain = chain
+        self._chain = invoker.chain
+        self._expired = invoker.expired
 
     def reply(self, message: Message) -> ForService | Outcome:
         """One callback that is quick and has a free slot here runs here; otherwise each gets the reply on its own queue."""
@@ -50,7 +51,10 @@ class OwnQueues:
         return callbacks.no_callback(message, callbacks.NONE_NAMED)
 
     def dead(self, message: Message) -> Outcome:
-        """What RabbitMQ gave up becomes a dead letter."""
+        """What RabbitMQ gave up becomes a dead letter, but for calls that nobody waits for any more."""
+        if (service := deaths.expired_call(message)) is not None:
+            self._expired.count(service)
+            return NOTHING
         outcome = deaths.bury(message)
         assert outcome.dead is not None
         told = outcome.dead.message.headers

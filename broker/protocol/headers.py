@@ -20,12 +20,14 @@ TRACESTATE = "tracestate"
 ATTEMPT = "attempt"
 SERVICE = "service"
 STATUS = "status"
+DEADLINE = "deadline"
+"""When the caller stops waiting for the reply: milliseconds since 1970."""
 OK = "ok"
 ERROR = "error"
 
 TRACING = (TRACEPARENT, TRACESTATE)
 ECHOED = (CALLBACK, SOURCE, PARENT, *TRACING)
-OWN = frozenset({*ECHOED, ATTEMPT, SERVICE, STATUS})
+OWN = frozenset({*ECHOED, ATTEMPT, SERVICE, STATUS, DEADLINE})
 MAX_CALLBACKS = 64
 # As much as W3C asks of those who pass tracestate on: https://www.w3.org/TR/trace-context/#tracestate-limits
 MAX_TEXT = 512
@@ -61,6 +63,19 @@ def read(message: Message) -> Headers:
         return _checked(*values)
     except TypeError:  # a list cannot be remembered
         return _checked.__wrapped__(*values)
+
+
+def deadline(message: Message) -> float | None:
+    """When the caller stops waiting for the reply, in seconds since 1970; None if it does not say.
+
+    Raises:
+        InvalidInputError: the header is no whole number.
+    """
+    if (value := message.headers.get(DEADLINE)) is None:
+        return None
+    if type(value) is not int:
+        raise InvalidInputError(f"header {DEADLINE!r} is a whole number of milliseconds, not {type(value).__name__}")
+    return value / 1000
 
 
 # The same few names come again and again. `typed`, as True is no attempt but equals 1.

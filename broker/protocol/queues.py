@@ -21,6 +21,7 @@ from broker.protocol.quarantine import queue_name as quarantine_queue
 
 UNDERTAKER = RESERVED_PREFIX + "undertaker"
 DUE = RESERVED_PREFIX + "due"
+REPLY_PREFIX = RESERVED_PREFIX + "reply."
 DELIVERY_LIMIT = 20
 QUARANTINE_LIMIT = 3
 
@@ -94,4 +95,4 @@ def _waiting(milliseconds: int, then: str) -> Mapping[str, Any]:
 
 def reply_queue() -> Queue:
     """A queue for the replies to one connection's own calls; it goes when the connection goes."""
-    return Queue(f"{RESERVED_PREFIX}reply.{secrets.token_hex(8)}", exclusive=True)
+    return Queue(f"{REPLY_PREFIX}{secrets.token_hex(8)}", exclusive=True)

@@ -168,6 +168,20 @@ class AmqpConnection:
         await channel.initialize()
         return channel, await channel.get_underlay_channel()
 
+    @property
+    def blocked(self) -> bool:
+        underlay = self._connections[0].transport
+        if underlay is None:
+            return False
+        # aiormq tells only whoever waits for it.
+        waiting = underlay.connection.ready()
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        waiting.close()
+        return True
+
     def publish(self, publishing: Publishing) -> asyncio.Future[None]:
         return self._loop.create_task(self._publish(*publishing))
 

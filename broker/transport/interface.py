@@ -65,6 +65,10 @@ class Connection(Protocol):
     lost: asyncio.Future[str]
     """Done when the connection has ended without `close`; its result says why."""
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has told that it takes no messages, as it has raised an alarm."""
+
     async def declare(self, *wanted: Queue | Exchange | Binding) -> None:
         """Make sure, one after the other, that they exist as described.
 

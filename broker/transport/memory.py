@@ -368,6 +368,10 @@ class MemoryConnection:
         for one in wanted:
             self._broker._declare(one, self)
 
+    @property
+    def blocked(self) -> bool:
+        return self._broker._blocked is not None
+
     async def look_at(self, queue: str) -> Sighting | None:
         self._check()
         found = self._broker._queues.get(queue)
