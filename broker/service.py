@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Protocol, Union
 
@@ -128,6 +128,16 @@ class Handling(Protocol):
         headers: Mapping[str, Any] | None,
         cid: str | None,
     ) -> str: ...
+    def invoke_many(
+        self,
+        name: str | type[Service],
+        payloads: Iterable[Any] | AsyncIterable[Any],
+        callback: Callbacks | None,
+        delay: float | None,
+        expiration: float | None,
+        priority: int | None,
+        headers: Mapping[str, Any] | None,
+    ) -> Any: ...
     def invoke(self, name: str | type[Service], payload: Any, timeout: float) -> Any: ...
     async def call(self, name: str | type[Service], payload: Any, timeout: float) -> Any: ...
 
@@ -192,7 +202,8 @@ class Service:
     ) -> str:
         """Invoke a service in the background and return the invocation's CID at once.
 
-        Works in `def` and `async def` alike and never waits for the network. The message being handled is
+        Works in `def` and `async def` alike. In `async def` it never waits; in `def` it does, when 2,000 invocations of the
+        handler, or 16 MiB, are unconfirmed. The message being handled is
         acknowledged only after the broker has confirmed the invocation; if it does not (nobody hosts `name`, say), this
         attempt fails.
 
@@ -210,8 +221,31 @@ class Service:
         Raises:
             TypeError: the payload cannot be serialised.
             ServiceDefinitionError: a name cannot be a service's name.
+            NotAcceptedError: in `async def`, and with an outbox: 50,000 invocations of the handler, or 64 MiB, are unconfirmed;
+                `invoke_many` waits instead.
         """
         return self._handling.invoke_async(name, payload, callback, delay, expiration, priority, headers, cid)
+
+    def invoke_many(
+        self,
+        name: str | type[Service],
+        payloads: Iterable[Any] | AsyncIterable[Any],
+        *,
+        callback: Callbacks | None = None,
+        delay: float | None = None,
+        expiration: float | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Invoke a service once for each payload, however many there are, in bounded memory; return the CIDs, in order.
+
+        In an `async def` handler, `cids = await self.invoke_many(…)`; in a `def` handler the same without `await`. The next payload is
+        taken when fewer than 2,000 invocations, or 16 MiB, are unconfirmed. All are confirmed before the message being handled is
+        acknowledged; if one is not accepted, this attempt fails.
+
+        Raises what `invoke_async` raises.
+        """
+        return self._handling.invoke_many(name, payloads, callback, delay, expiration, priority, headers)
 
     def invoke(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
         """Invoke a service, wait, and return its response. For `def` handlers.

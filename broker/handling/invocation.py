@@ -6,22 +6,19 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from typing import Any
 
-from broker.errors import ConnectionLostError, NotAcceptedError, UnroutableError
-from broker.handling.eager import directly
-from broker.handling.invoker import Invoker, retrieved
+from broker.errors import ConnectionLostError
+from broker.handling.invoker import Invoker
+from broker.handling.unconfirmed import COUNTING, Unconfirmed
 from broker.hosting.definition import ServiceDefinition
 from broker.protocol import bodies
 from broker.protocol import headers as h
-from broker.protocol.cids import check_cid, derived_cid, seed_of
+from broker.protocol.cids import Cids, check_cid, derived_cid, seed_of
 from broker.protocol.message import Message, Publishing
 from broker.protocol.requests import Template
 from broker.service import Callbacks, Request, Response, Service, ServiceLogger
-
-# Held for the moment that a thread takes to count: one for all is cheaper than one for each message.
-_SCHEDULING = threading.Lock()
 
 
 class Invocation:
@@ -33,11 +30,11 @@ class Invocation:
     # What few invocations change is set here, once for all.
     sent = False
     _ordinal = 0
-    _scheduled = 0
     _ended = False
     _seed: bytes | None = None
     _outbox: list[Publishing] | None = None
     _response: Response | None = None
+    _unconfirmed: Unconfirmed | None = None
 
     def __init__(
         self,
@@ -52,7 +49,6 @@ class Invocation:
         self._message = message
         if definition.outbox:
             self._outbox = []
-        self._confirms: list[tuple[Publishing, asyncio.Future[None]]] = []
         self.cid = cid
         self.request = request
 
@@ -102,20 +98,75 @@ class Invocation:
                 source=definition.name,
             )
         publishing = self._request(template, target, payload, cid)
+        on_loop = threading.get_ident() == invoker.loop_thread
+        unconfirmed = self._unconfirmed or self._begin_to_send()
+        if self._outbox is not None or on_loop:
+            unconfirmed.check()
+        elif unconfirmed.is_full:
+            asyncio.run_coroutine_threadsafe(unconfirmed.room(), invoker.loop).result()
         if self._ended:
             raise RuntimeError(
                 f"the handling of {self.cid} has ended (it took longer than its timeout): nothing was sent"
             )
-        self.sent = True
+        unconfirmed.expect(publishing)
         if self._outbox is not None:
             self._outbox.append(publishing)
-        elif threading.get_ident() == self._invoker.loop_thread:
-            self._publish(publishing)
+        elif on_loop:
+            unconfirmed.publish(publishing)
         else:
-            with _SCHEDULING:
-                self._scheduled += 1
-            self._invoker.loop.call_soon_threadsafe(self._publish_scheduled, publishing)
+            invoker.loop.call_soon_threadsafe(unconfirmed.publish, publishing)
         return cid
+
+    def invoke_many(
+        self,
+        name: str | type[Service],
+        payloads: Iterable[Any] | AsyncIterable[Any],
+        callback: Callbacks | None,
+        delay: float | None,
+        expiration: float | None,
+        priority: int | None,
+        headers: Mapping[str, Any] | None,
+    ) -> Any:
+        """See `Service.invoke_many`."""
+
+        def invoke_one(payload: Any) -> str:
+            return self.invoke_async(name, payload, callback, delay, expiration, priority, headers, None)
+
+        if threading.get_ident() == self._invoker.loop_thread:
+            return self._invoke_many(payloads, invoke_one)
+        if not isinstance(payloads, Iterable):
+            raise TypeError("in a `def` handler the payloads of invoke_many are an iterable, not an asynchronous one")
+        cids = Cids()
+        for payload in payloads:
+            cids.append(invoke_one(payload))
+        return cids
+
+    async def _invoke_many(
+        self, payloads: Iterable[Any] | AsyncIterable[Any], invoke_one: Callable[[Any], str]
+    ) -> Cids:
+        cids = Cids()
+        unconfirmed = self._unconfirmed or self._begin_to_send()
+        if isinstance(payloads, AsyncIterable):
+            async for payload in payloads:
+                await self._room(unconfirmed)
+                cids.append(invoke_one(payload))
+        else:
+            for payload in payloads:
+                if unconfirmed.is_full:
+                    await self._room(unconfirmed)
+                cids.append(invoke_one(payload))
+        return cids
+
+    async def _room(self, unconfirmed: Unconfirmed) -> None:
+        if self._outbox is None:  # what that holds is not sent before the handler has ended
+            await unconfirmed.room()
+
+    def _begin_to_send(self) -> Unconfirmed:
+        with COUNTING:
+            if self._unconfirmed is None:
+                self._unconfirmed = Unconfirmed(self._invoker)
+                self.sent = True
+            return self._unconfirmed
 
     def invoke(self, name: str | type[Service], payload: Any, timeout: float) -> Any:
         """See `Service.invoke`."""
@@ -148,32 +199,18 @@ class Invocation:
             NotAcceptedError: the broker refused one.
             ConnectionLostError: the connection ended; the message being handled will be delivered again.
         """
+        if self._unconfirmed is None:
+            return
         for publishing in self._outbox or ():
-            self._publish(publishing)
+            self._unconfirmed.publish(publishing)
         self._outbox = None
-        while self._scheduled:
-            await asyncio.sleep(0)
-        failed: NotAcceptedError | None = None
-        for publishing, confirm in self._confirms:
-            try:
-                await directly(confirm)
-            except UnroutableError as error:
-                if self._invoker.hosts(publishing.routing_key):
-                    await self._invoker.declare_own(publishing.routing_key)
-                    await self._invoker.publish(publishing)
-                else:
-                    failed = failed or error
-            except NotAcceptedError as error:
-                failed = failed or error
-        self._confirms.clear()
-        if failed is not None:
-            raise failed
+        await self._unconfirmed.all_confirmed()
 
     def end(self) -> None:
         """The attempt is over: a thread that still runs for it may send nothing more."""
         self._ended = True
-        for _, confirm in self._confirms:
-            confirm.add_done_callback(retrieved)
+        if self._unconfirmed is not None:
+            self._unconfirmed.forget()
 
     def _request(self, template: Template, target: str, payload: Any, cid: str) -> Publishing:
         headers = {h.PARENT: self.cid}
@@ -186,16 +223,8 @@ class Invocation:
             raise TypeError(f"the payload for {target!r} cannot be serialised: {error}") from None
 
     def _next_cid(self) -> str:
-        with _SCHEDULING:
+        with COUNTING:
             if self._seed is None:
                 self._seed = seed_of(self._message, self._definition.name, self.cid)
             ordinal, self._ordinal = self._ordinal, self._ordinal + 1
         return derived_cid(self._seed, ordinal)
-
-    def _publish(self, publishing: Publishing) -> None:
-        self._confirms.append((publishing, self._invoker.publish(publishing)))
-
-    def _publish_scheduled(self, publishing: Publishing) -> None:
-        self._publish(publishing)
-        with _SCHEDULING:
-            self._scheduled -= 1
