@@ -1,0 +1,72 @@
+"""What the daemon hosts while one party misbehaves and others, who are innocent, call."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from broker import Service
+
+
+class Innocent(Service):
+    name = "innocent"
+
+    async def handle(self, number: int) -> int:
+        return number
+
+
+class Asks(Service):
+    """Answers by way of a callback: what it calls is answered on the callback queue."""
+
+    name = "innocent.asks"
+    callback = "innocent.hears"
+
+    async def handle(self, inbox: str) -> None:
+        self.invoke_async("innocent", 1, headers={"inbox": inbox})
+
+
+class Killer(Service):
+    name = "killer"
+
+    async def handle(self, number: int) -> int:
+        if number % 10 == 7:
+            os._exit(11)
+        return number
+
+
+class SlowCallback(Service):
+    name = "slow.callback"
+
+    async def handle(self) -> None:
+        await asyncio.sleep(30)
+
+
+class Sleeper(Service):
+    name = "sleeper"
+
+    def handle(self) -> None:
+        time.sleep(5)
+
+
+class Hanging(Service):
+    name = "hanging"
+    idempotent = True
+
+    async def handle(self) -> None:
+        pass
+
+
+class Invalid(Service):
+    name = "invalid"
+
+    async def handle(self, number: int) -> int:
+        return number
+
+
+class Delays(Service):
+    name = "delays"
+
+    async def handle(self, target: str) -> None:
+        for number in range(300):
+            self.invoke_async(target, number, delay=1)
