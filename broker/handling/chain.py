@@ -25,23 +25,25 @@ class DelayChain:
             NotAcceptedError: the broker refused the message.
             ConnectionLostError: the connection ended first.
         """
-        await self._declared(connection)
+        await asyncio.shield(self.declare(connection))
         try:
             await connection.publish(publishing)
         except UnroutableError:  # somebody has deleted parts of it
             self.forget()
-            await self._declared(connection)
+            await asyncio.shield(self.declare(connection))
             await connection.publish(publishing)
 
     def forget(self) -> None:
         """The chain is not whole any more: declare it again before the next use."""
         self._connection = None
 
-    async def _declared(self, connection: Connection) -> None:
+    def declare(self, connection: Connection) -> asyncio.Task[None]:
+        """Begin to declare it, if that has not been done; it takes a second the first time."""
         if self._connection is not connection or self._declaring is None or _failed(self._declaring):
             self._connection = connection
             self._declaring = asyncio.ensure_future(connection.declare(*delay_chain()))
-        await asyncio.shield(self._declaring)
+            self._declaring.add_done_callback(_failed)  # its error is for those who publish
+        return self._declaring
 
 
 def _failed(task: asyncio.Task[None]) -> bool:

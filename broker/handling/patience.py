@@ -65,6 +65,8 @@ class PatientPublisher:
             first = now
         elif queue not in self._refusing:
             logger.warning("%s; trying again until it is accepted", error)
+            if self._invoker.connection is not None:
+                self._invoker.chain.declare(self._invoker.connection)  # it may be needed soon
             if len(self._refusing) >= MOST_REFUSING:
                 self._refusing.clear()
         self._refusing[queue] = first, now

@@ -16,14 +16,11 @@ class Innocent(Service):
         return number
 
 
-class Asks(Service):
-    """Answers by way of a callback: what it calls is answered on the callback queue."""
+class InnocentCallback(Service):
+    name = "innocent.callback"
 
-    name = "innocent.asks"
-    callback = "innocent.hears"
-
-    async def handle(self, inbox: str) -> None:
-        self.invoke_async("innocent", 1, headers={"inbox": inbox})
+    async def handle(self, number: int) -> None:
+        self.invoke_async("innocent.inbox", number)
 
 
 class Killer(Service):
@@ -37,6 +34,7 @@ class Killer(Service):
 
 class SlowCallback(Service):
     name = "slow.callback"
+    concurrency = 5000
 
     async def handle(self) -> None:
         await asyncio.sleep(30)
