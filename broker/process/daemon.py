@@ -124,12 +124,16 @@ class Daemon:
                 await self._abandon()
                 if isinstance(error, ConfigurationError) and not self._was_ready:
                     raise
+                if self._suspects_only:
+                    break  # who finds something in quarantine starts another
                 if str(error) != told:
                     told = str(error)
                     logger.error("%s; trying again until it works", told)
                 await asyncio.sleep(next(pauses))
                 continue
             reason = await asyncio.shield(self._connection.lost)
+            if self._suspects_only:
+                break
             logger.warning("the connection to %s was lost: %s; reconnecting", self._transport.address, reason)
             self._arrivals.forgive()
             await self._abandon()

@@ -31,12 +31,15 @@ class Node(Protocol):
 
 
 class DockerNode:
-    def __init__(self, client: Any) -> None:
+    """`epmd` is the port of the one, in a container of its own, that the nodes of its cluster register with."""
+
+    def __init__(self, client: Any, epmd: int) -> None:
         port = free_port()
         self._port = port
         self.name = f"ackback{port}@localhost"
         self.url = f"amqp://guest:guest@127.0.0.1:{port}/"
         environment = {
+            "ERL_EPMD_PORT": str(epmd),
             "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_NODE_PORT": str(port),
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
@@ -121,14 +124,22 @@ class PackageNode:
 def cluster(size: int) -> Iterator[list[Node]]:
     """So many nodes that know each other, all running."""
     nodes: list[Node] = []
-    client = None
+    client = epmd = None
     try:
         if os.environ.get("RABBITMQ_FROM") != "package" and docker_has_image():
             import docker
 
             client = docker.from_env()
+            # A node would start one where all nodes of this machine register, and take it along when it is killed.
+            port = free_port()
+            epmd = client.containers.run(
+                IMAGE,
+                detach=True,
+                entrypoint=["epmd", "-port", str(port), "-address", "127.0.0.1"],
+                network_mode="host",
+            )
             for _ in range(size):
-                nodes.append(DockerNode(client))
+                nodes.append(DockerNode(client, port))
         else:
             if not SERVER.exists():
                 install()
@@ -146,5 +157,7 @@ def cluster(size: int) -> Iterator[list[Node]]:
     finally:
         for node in nodes:
             node.remove()
+        if epmd is not None:
+            epmd.remove(force=True, v=True)
         if client is not None:
             client.close()

@@ -22,7 +22,7 @@ FULL = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publi
 MANY = 2500  # more than two workers' windows at their widest
 CALLS = 40
 # An innocent's slowest call is measured and shown; this is what tells late from never.
-NEVER = 15.0
+NEVER = 30.0
 
 pytestmark = pytest.mark.xdist_group("attacks innocents")
 
@@ -58,7 +58,7 @@ class Party:
 
 def full_reply_queue(party: Party) -> None:
     queue = party.full_queue("full.inbox")
-    for number in range(MANY):
+    for number in range(MANY // 3):  # these wait in the innocents' own queue, and are handled before them
         party.publish("innocent", b"%d" % number, reply_to=queue)
 
 
