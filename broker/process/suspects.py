@@ -28,13 +28,15 @@ from broker.log import logger
 from broker.process.supervisor import CONFIGURATION_FAILED, how
 
 POLL = 0.02
+BROKEN = 70
+"""Exit code for an error in ackback itself, as in sysexits.h: another fork would help nobody."""
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def in_forks(live: Callable[[], int]) -> int:
     """Call `live` in a fork of this process, and in another should that die, until one ends well or a signal has come.
 
-    Returns 0, or the exit code of `live` where it says so with a ConfigurationError.
+    Returns the exit code: not 0 if `live` has raised.
     """
     if not hasattr(os, "fork"):
         return live()
@@ -61,7 +63,7 @@ def in_forks(live: Callable[[], int]) -> int:
         if not pid:
             _die(live)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if code in (0, CONFIGURATION_FAILED):
+        if code in (0, CONFIGURATION_FAILED, BROKEN):
             return code
         if stopping:
             break
@@ -71,7 +73,7 @@ def in_forks(live: Callable[[], int]) -> int:
 
 def _die(live: Callable[[], int]) -> NoReturn:
     """End this fork as `live` ends."""
-    code = 1
+    code = BROKEN
     try:
         code = live()
     except ConfigurationError as error:
@@ -118,21 +120,21 @@ class Suspects:
 
     def stop(self) -> None:
         """Let it finish the message that it has, and end."""
-        self._send(signal.SIGTERM)
+        self._send(os.kill, signal.SIGTERM)
 
     async def stopped(self, seconds: float) -> None:
         """Wait for its end, and force it after so many seconds."""
         deadline = time.monotonic() + seconds
         while self._is_there():
             if time.monotonic() > deadline:
-                self._send(signal.SIGKILL)
+                self._send(os.killpg, signal.SIGKILL)  # with its fork
                 return
             await asyncio.sleep(POLL)
 
-    def _send(self, number: int) -> None:
+    def _send(self, kill: Callable[[int, int], None], number: int) -> None:
         if self._is_there() and (pid := self._file.read_text()):
             with suppress(ProcessLookupError):
-                os.kill(int(pid), number)
+                kill(int(pid), number)
 
     def _is_there(self) -> bool:
         if self._process is not None:

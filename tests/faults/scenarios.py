@@ -206,7 +206,7 @@ def malformed(attack: Attack) -> Check:
     garbage.send(url, count // 5, rng)
     early = daemon.resident()
     garbage.send(url, count, rng, first=count // 5)
-    attack.stage.faults = count
+    attack.stage.faults = attack.stage.garbage = count
 
     def check(account: Account) -> None:
         assert not daemon.exit_codes, daemon.exit_codes

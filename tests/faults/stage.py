@@ -38,6 +38,7 @@ class Stage:
         self.faults = 0
         self.patience = NO_PROGRESS
         self.destroyed = 0
+        self.garbage = 0
         self.daemons: list[DaemonProcess] = []
         self._loads: list[subprocess.Popen[bytes]] = []
         self._numbers = 0
@@ -103,11 +104,12 @@ class Stage:
         while True:
             self._read_dead_letters()
             account = self.ledger.account()
-            done = not self.loading() and not account.lost and self._queues_are_empty()
+            accounted = not account.lost and len(account.garbage) >= self.garbage
+            done = not self.loading() and accounted and self._queues_are_empty()
             if done:
                 self._read_dead_letters()
                 return self.ledger.account()
-            now = str((len(account.accepted), account.ok, account.error, account.dead))
+            now = str((len(account.accepted), account.ok, account.error, account.dead, account.garbage))
             if now != last:
                 changed, last = time.monotonic(), now
             if time.monotonic() - changed > self.patience:
@@ -151,6 +153,7 @@ class Stage:
             "callbacks",
             "ackback.undertaker",
             "ackback.due",
+            "ackback.quarantine.callbacks",
         )
         with suppress(pika.exceptions.AMQPError, OSError):
             return not any(self.depth(queue) for queue in queues)

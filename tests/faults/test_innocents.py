@@ -20,7 +20,7 @@ from tests.rabbitmq import free_port
 
 FULL = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
 MANY = 2500  # more than two workers' windows at their widest
-CALLS = 40
+CALLS = 20
 # An innocent's slowest call is measured and shown; this is what tells late from never.
 NEVER = 30.0
 
