@@ -26,6 +26,7 @@ from broker.protocol.headers import Headers
 from broker.protocol.message import Message, Reply
 from broker.protocol.outcomes import NOTHING, Outcome, failure, reply, retried
 from broker.protocol.problems import problem
+from broker.protocol.queues import REPLY_PREFIX
 from broker.retry import Reject
 from broker.service import Request, Service
 
@@ -78,8 +79,7 @@ class Dispatcher:
                     handling.set((cid, definition.name, headers.attempt))
                 is_reply = reply_headers is not None or headers.status is not None
                 if h.DEADLINE in message.headers and time.time() > (h.deadline(message) or 0):
-                    self._invoker.expired.count(definition.name)
-                    return NOTHING
+                    return self._late(definition, message)
                 if is_reply and definition.callback_from is not None:
                     _check_replier(definition.callback_from, message)
                 request = Request(message, headers.attempt, redelivered, headers.source, is_reply)
@@ -107,6 +107,14 @@ class Dispatcher:
         finally:
             if invocation is not None:
                 invocation.end()
+
+    def _late(self, definition: ServiceDefinition, message: Message) -> Outcome:
+        """The end of a request past its deadline: a call is only counted, as its reply queue says that one waited for it."""
+        if (message.reply_to or "").startswith(REPLY_PREFIX):
+            self._invoker.expired.count(definition.name)
+            return NOTHING
+        told = problem("expired", "Expired", "it was not handled before its deadline", definition.name)
+        return failure(message, "expired", told)
 
     async def _handle_error(
         self, definition: ServiceDefinition, service: Service, invocation: Invocation, message: Message

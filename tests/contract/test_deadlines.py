@@ -135,5 +135,10 @@ def test_a_deadline_that_is_none_is_an_invalid_request(transport: Transport) -> 
         async with running(transport, Takes) as daemon:
             reply = await daemon.ask(Takes.name, Message(b"", {h.DEADLINE: "tomorrow"}))
             assert reply.headers["status"] == "error"
+            # Only ackback's own calls end without a trace: whoever else sets one is told.
+            cid = unique("cid")
+            late = await daemon.ask(Takes.name, Message(b"", {h.DEADLINE: 1}, correlation_id=cid))
+            assert late.headers["status"] == "error"
+            assert (await daemon.dead_letter(cid)).headers["dead-reason"] == "expired"
 
     run(test())
