@@ -11,16 +11,17 @@ from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from broker.errors import (
-    ALARM,
     AckbackError,
     BrokerUnavailableError,
     ConfirmTimeoutError,
     NotAcceptedError,
     Rejected,
+    alarm_note,
 )
 from broker.handling.calls import Calls
 from broker.handling.chain import DelayChain
 from broker.handling.invoker import retrieved
+from broker.handling.unconfirmed import WINDOW, WINDOW_BYTES
 from broker.hosting.naming import name_of
 from broker.protocol.cids import check_cid, new_cid
 from broker.protocol.message import Publishing
@@ -31,8 +32,6 @@ from broker.transport.interface import Connection, Transport
 
 TIMEOUT = 30.0
 """Seconds to wait for the broker."""
-BULK_WINDOW = 2000
-BULK_WINDOW_BYTES = 16 * 1024 * 1024
 
 if TYPE_CHECKING:
     from broker.settings import Settings
@@ -186,11 +185,12 @@ class AsyncClient:
             ConnectionLostError: the connection ended while waiting.
         """
         publishing = self._request(*self._template(name), payload)
-        try:
-            connection = await asyncio.wait_for(self._connected(), timeout)
-        except TimeoutError:
-            raise TimeoutError(f"no connection to RabbitMQ within {timeout:g} s") from None
-        return await self._calls.call(connection, publishing, timeout)
+        if not self._is_connected:
+            try:
+                await asyncio.wait_for(self._connected(), timeout)
+            except TimeoutError:
+                raise TimeoutError(f"no connection to RabbitMQ within {timeout:g} s") from None
+        return await self._calls.call(await self._connected(), publishing, timeout)
 
     async def consumers(self, name: str | type[Service]) -> int:
         """How many daemons consume a service's queue at the moment; 0, too, if there is no such queue.
@@ -268,7 +268,7 @@ class _Bulk:
 
     @property
     def is_full(self) -> bool:
-        return len(self._unconfirmed) >= BULK_WINDOW or self._bytes >= BULK_WINDOW_BYTES
+        return len(self._unconfirmed) >= WINDOW or self._bytes >= WINDOW_BYTES
 
     def add(self, publishing: Publishing, confirm: asyncio.Future[None]) -> None:
         size = len(publishing.message.body)
@@ -307,9 +307,8 @@ class _Bulk:
             error = ConfirmTimeoutError.after(self._timeout or 0, alarm=alarm, cid=cid)
             self._rejected.append(Rejected(index, cid, error))
         accepted = self.accepted()
-        why = f" ({ALARM})" if alarm else ""
         return ConfirmTimeoutError(
-            f"RabbitMQ has confirmed nothing for {self._timeout:g} s{why}: {len(accepted)} requests are accepted, "
+            f"RabbitMQ has confirmed nothing for {self._timeout:g} s{alarm_note(alarm)}: {len(accepted)} requests are accepted, "
             f"{len(self._unconfirmed)} may or may not be",
             rejected=self._rejected,
             accepted=accepted,

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PROBLEM_TYPE = "urn:ackback:problem:"
-ALARM = "RabbitMQ has raised an alarm, as it is low on memory or disk space, and takes no messages"
+
+
+def alarm_note(alarm: bool) -> str:
+    """What to add to what was not done in time, if RabbitMQ has told that it takes no messages."""
+    return (
+        " (RabbitMQ has raised an alarm, as it is low on memory or disk space, and takes no messages)" if alarm else ""
+    )
 
 
 class AckbackError(Exception):
@@ -60,9 +66,8 @@ class ConfirmTimeoutError(NotAcceptedError, TimeoutError):
     @classmethod
     def after(cls, seconds: float, *, alarm: bool, cid: str) -> ConfirmTimeoutError:
         """For one request; `alarm`: RabbitMQ has told that it takes nothing."""
-        why = f" ({ALARM})" if alarm else ""
         return cls(
-            f"RabbitMQ has not confirmed the request within {seconds:g} s{why}: it may or may not be accepted; "
+            f"RabbitMQ has not confirmed the request within {seconds:g} s{alarm_note(alarm)}: it may or may not be accepted; "
             f"it is safe to send it again with the same cid ({cid})"
         )
 

@@ -67,11 +67,8 @@ def send(
             _print_cids(name, cids)
         with suppress(AckbackError):
             if not delay and not client.consumers(name):
-                tell(
-                    NOBODY.format(
-                        name, "the request waits in its queue" if count == 1 else "the requests wait in its queue"
-                    )
-                )
+                waits = "the request waits" if count == 1 else "the requests wait"
+                tell(NOBODY.format(name, f"{waits} in its queue"))
 
 
 def _print_cids(name: str, cids: list[str]) -> None:

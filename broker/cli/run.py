@@ -41,6 +41,7 @@ def run(
         sys.exit(_supervise(settings, paths or [], config, reload=reload, debug=debug))
     from broker.process.suspects import Suspects
     from broker.process.worker import serve
+    from broker.transport.factory import is_embedded
 
     services = registry.load(settings, paths or None)
     for name in settings.service:
@@ -49,8 +50,9 @@ def run(
             hint = f"; did you mean {near!r}?" if near else ""
             log.logger.warning('[service."%s"] configures a service that is not hosted here%s', name, hint)
     in_own_process = None
-    if not suspects and not settings.urls[0].startswith("memory:"):  # which no other process can reach
-        in_own_process = Suspects(_arguments("--suspects", paths or [], config, debug=debug))
+    if not suspects and not is_embedded(settings.urls):
+        arguments = _arguments("--suspects", paths or [], config, debug=debug)
+        in_own_process = Suspects(arguments, (*settings.urls, settings.callbacks.queue))
     sys.exit(serve(settings, services, in_own_process, suspects_only=suspects, parent_pipe=worker))
 
 

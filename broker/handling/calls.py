@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from broker.errors import ALARM, ConnectionLostError, RemoteError
+from broker.errors import ConnectionLostError, RemoteError, alarm_note
 from broker.protocol import bodies, problems
 from broker.protocol import headers as h
 from broker.protocol.message import Message, Publishing
@@ -51,7 +51,7 @@ class Calls:
                 reply = await self._exchange(connection, publishing, cid)
         except TimeoutError:
             if scope.expired():
-                why = f" ({ALARM})" if connection.blocked else ""
+                why = alarm_note(connection.blocked)
                 raise TimeoutError(f"no reply from {target!r} within {timeout:g} s{why} (CID {cid})") from None
             raise
         if reply.headers.get(h.STATUS) == h.ERROR:

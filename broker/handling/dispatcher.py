@@ -26,7 +26,7 @@ from broker.protocol.headers import Headers
 from broker.protocol.message import Message, Reply
 from broker.protocol.outcomes import NOTHING, Outcome, failure, reply, retried
 from broker.protocol.problems import problem
-from broker.protocol.queues import REPLY_PREFIX
+from broker.protocol.queues import is_call
 from broker.retry import Reject
 from broker.service import Request, Service
 
@@ -46,6 +46,7 @@ class Dispatcher:
     def __init__(self, invoker: Invoker, run_in_thread: RunInThread) -> None:
         self._invoker = invoker
         self._run_in_thread = run_in_thread
+        self._deadlines = invoker.deadlines
         self._max_body = invoker.max_body
 
     async def dispatch(
@@ -78,7 +79,8 @@ class Dispatcher:
                 if headers.attempt > 1:
                     handling.set((cid, definition.name, headers.attempt))
                 is_reply = reply_headers is not None or headers.status is not None
-                if h.DEADLINE in message.headers and time.time() > (h.deadline(message) or 0):
+                deadline = h.deadline(message)
+                if deadline is not None and self._deadlines.cannot_be_met(definition.name, message, deadline):
                     return self._late(definition, message)
                 if is_reply and definition.callback_from is not None:
                     _check_replier(definition.callback_from, message)
@@ -90,10 +92,13 @@ class Dispatcher:
                     return await self._handle_error(definition, service, invocation, message)
                 handle = service.handle  # type: ignore[attr-defined]
                 arguments = _arguments(definition, message, is_reply)
+                began = 0.0 if deadline is None else time.monotonic()
                 if definition.is_async and definition.timeout is None:
                     result = await handle(*arguments)
                 else:
                     result = await self._run(definition, definition.is_async, handle, *arguments)
+                if began:
+                    self._deadlines.took(definition.name, time.monotonic() - began)
                 answer = _answer(definition, message, invocation.payload if result is None else result)
             finally:
                 ended()
@@ -109,9 +114,9 @@ class Dispatcher:
                 invocation.end()
 
     def _late(self, definition: ServiceDefinition, message: Message) -> Outcome:
-        """The end of a request past its deadline: a call is only counted, as its reply queue says that one waited for it."""
-        if (message.reply_to or "").startswith(REPLY_PREFIX):
-            self._invoker.expired.count(definition.name)
+        """The end of a request that is too late: a call is only counted, as nobody but its caller has lost anything."""
+        if is_call(message):
+            self._deadlines.let_go(definition.name)
             return NOTHING
         told = problem("expired", "Expired", "it was not handled before its deadline", definition.name)
         return failure(message, "expired", told)

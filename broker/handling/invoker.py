@@ -9,7 +9,7 @@ from typing import cast
 from broker.errors import ConnectionLostError
 from broker.handling.calls import Calls
 from broker.handling.chain import DelayChain
-from broker.handling.expired import ExpiredCalls
+from broker.handling.deadlines import Deadlines
 from broker.hosting.definition import ServiceDefinition
 from broker.hosting.registry import Registry
 from broker.protocol import quarantine
@@ -34,7 +34,7 @@ class Invoker:
         self._own_queues = frozenset((callback_queue, self.quarantine_queue, DEAD_LETTERS, UNDERTAKER, DUE))
         self.calls = Calls()
         self.chain = DelayChain()
-        self.expired = ExpiredCalls()
+        self.deadlines = Deadlines()
         self.loop = asyncio.get_running_loop()
         self.loop_thread = threading.get_ident()
         self.connection: Connection | None = None

@@ -32,7 +32,7 @@ class OwnQueues:
         self._hosted = hosted
         self._in_place = in_place
         self._chain = invoker.chain
-        self._expired = invoker.expired
+        self._deadlines = invoker.deadlines
 
     def reply(self, message: Message) -> ForService | Outcome:
         """One callback that is quick and has a free slot here runs here; otherwise each gets the reply on its own queue."""
@@ -53,7 +53,7 @@ class OwnQueues:
     def dead(self, message: Message) -> Outcome:
         """What RabbitMQ gave up becomes a dead letter, but for calls that nobody waits for any more."""
         if (service := deaths.expired_call(message)) is not None:
-            self._expired.count(service)
+            self._deadlines.let_go(service)
             return NOTHING
         outcome = deaths.bury(message)
         assert outcome.dead is not None

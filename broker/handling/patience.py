@@ -49,7 +49,9 @@ class PatientPublisher:
             except (UnroutableError, UnencodableError):
                 raise
             except (NotAcceptedError, ConfigurationError) as error:
-                if self._goes_on(queue, error) and await self._postpone(publishing, refused, is_reply=is_reply):
+                if self._refuses_for_long(queue, error) and await self._postpone(
+                    publishing, refused, is_reply=is_reply
+                ):
                     return
                 await asyncio.sleep(pause)
             else:
@@ -57,7 +59,7 @@ class PatientPublisher:
                     logger.info("queue %r accepts messages again", queue)
                 return
 
-    def _goes_on(self, queue: str, error: Exception) -> bool:
+    def _refuses_for_long(self, queue: str, error: Exception) -> bool:
         """Note a refusal; whether the queue has refused for too long to wait for it."""
         now = time.monotonic()
         first, last = self._refusing.get(queue, (now, now))

@@ -27,7 +27,16 @@ COUNTING = threading.Lock()
 class Unconfirmed:
     """The unconfirmed invocations of one handler. `expect`, `check` and `is_full` are for any thread, all else for the event loop's."""
 
-    __slots__ = ("_bytes_expected", "_bytes_over", "_confirms", "_expected", "_failed", "_invoker", "_lost", "_over")
+    __slots__ = (
+        "_bytes_expected",
+        "_bytes_settled",
+        "_confirms",
+        "_expected",
+        "_failed",
+        "_invoker",
+        "_lost",
+        "_settled",
+    )
 
     def __init__(self, invoker: Invoker) -> None:
         self._invoker = invoker
@@ -35,12 +44,12 @@ class Unconfirmed:
         self._lost: list[Publishing] = []
         self._failed: BaseException | None = None
         self._expected = self._bytes_expected = 0
-        self._over = self._bytes_over = 0
+        self._settled = self._bytes_settled = 0
 
     @property
     def is_full(self) -> bool:
         """Whether there are as many as may be."""
-        return self._expected - self._over >= WINDOW or self._bytes_expected - self._bytes_over >= WINDOW_BYTES
+        return self._expected - self._settled >= WINDOW or self._bytes_expected - self._bytes_settled >= WINDOW_BYTES
 
     def check(self) -> None:
         """Make sure that there may be one more where it is not possible to wait.
@@ -48,9 +57,9 @@ class Unconfirmed:
         Raises:
             NotAcceptedError: there are too many.
         """
-        if self._expected - self._over >= MOST or self._bytes_expected - self._bytes_over >= MOST_BYTES:
+        if self._expected - self._settled >= MOST or self._bytes_expected - self._bytes_settled >= MOST_BYTES:
             self._let_go()
-            count, size = self._expected - self._over, self._bytes_expected - self._bytes_over
+            count, size = self._expected - self._settled, self._bytes_expected - self._bytes_settled
             if count >= MOST or size >= MOST_BYTES:
                 raise NotAcceptedError(
                     f"{count:,} invocations ({size:,} bytes) of this handler are not confirmed yet, and at most {MOST:,} "
@@ -85,18 +94,17 @@ class Unconfirmed:
             NotAcceptedError: the broker refused one.
             ConnectionLostError: the connection ended.
         """
-        while self._over < self._expected:
+        while self._settled < self._expected:
             if not self._confirms:
                 await asyncio.sleep(0)  # the rest is on its way here from a thread
                 continue
-            publishing, confirm = self._confirms.popleft()
+            confirm = self._confirms[0][1]
             try:
                 await directly(confirm)
-            except BaseException as error:
+            except BaseException:
                 if not confirm.done():
-                    raise
-                self._note(publishing, error)
-            self._count(publishing)
+                    raise  # this handling was cancelled
+            self._let_go()
         for publishing in self._lost:
             await self._invoker.declare_own(publishing.routing_key)
             await self._invoker.publish(publishing)
@@ -116,15 +124,14 @@ class Unconfirmed:
             error = asyncio.CancelledError() if confirm.cancelled() else confirm.exception()
             if error is not None:
                 self._note(publishing, error)
-            self._count(publishing)
+            self._settled += 1
+            self._bytes_settled += len(publishing.message.body)
 
     def _note(self, publishing: Publishing, error: BaseException) -> None:
         if isinstance(error, UnroutableError) and self._invoker.hosts(publishing.routing_key):
             self._lost.append(publishing)  # somebody has deleted a queue of ours
-        elif self._failed is None or isinstance(self._failed, NotAcceptedError):
-            # That the connection was lost counts more: then all of it comes again.
-            self._failed = error if not isinstance(error, NotAcceptedError) else self._failed or error
-
-    def _count(self, publishing: Publishing) -> None:
-        self._over += 1
-        self._bytes_over += len(publishing.message.body)
+        elif self._failed is None or (
+            isinstance(self._failed, NotAcceptedError) and not isinstance(error, NotAcceptedError)
+        ):
+            # The first; but that the connection was lost counts more, as then all of it comes again.
+            self._failed = error

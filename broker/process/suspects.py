@@ -61,7 +61,7 @@ def in_forks(live: Callable[[], int]) -> int:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         if not pid:
-            _die(live)
+            _live_and_exit(live)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code in (0, CONFIGURATION_FAILED, BROKEN):
             return code
@@ -71,7 +71,7 @@ def in_forks(live: Callable[[], int]) -> int:
     return 0
 
 
-def _die(live: Callable[[], int]) -> NoReturn:
+def _live_and_exit(live: Callable[[], int]) -> NoReturn:
     """End this fork as `live` ends."""
     code = BROKEN
     try:
@@ -86,37 +86,42 @@ def _die(live: Callable[[], int]) -> NoReturn:
 
 
 class Suspects:
-    """The child process with `arguments` for the command line. There is one at most of those on this machine.
+    """The child process with `arguments` for the command line, whose quarantine `place` tells from others: URLs and callback queue.
 
-    It outlives the process that has started it, should that die, as its work goes on; so a file says which it is, and is locked
-    while it lives.
+    There is one at most on this machine. It outlives the process that has started it, should that die, as its work goes on; so a file
+    says which it is, and is locked while it lives. Where no file can be written (in a read-only container, say), each process knows
+    only of its own.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], place: Sequence[str]) -> None:
         self._arguments = arguments
-        digest = hashlib.sha256(repr((Path.cwd(), *arguments)).encode()).hexdigest()[:16]
-        self._file = Path(tempfile.gettempdir()) / f"ackback-{os.getuid()}-{digest}.pid"
+        self._file: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        digest = hashlib.sha256(repr((Path.cwd(), *arguments, *place)).encode()).hexdigest()[:16]
+        try:
+            file = Path(tempfile.gettempdir()) / f"ackback-{os.getuid()}-{digest}.pid"
+            _open(file).close()
+            self._file = file
+        except OSError as error:
+            logger.debug("no file can say which process is for what is in quarantine: %s", error)
 
     def start(self) -> None:
-        """Start the child, unless it is there."""
-        if self._process is not None and self._process.poll():
+        """Start it, unless it is there."""
+        if self._is_own_there():
+            return
+        if self._process is not None and self._process.returncode:
             logger.warning("the process for what is in quarantine died (%s)", how(self._process.returncode))
-            self._process = None
         try:
-            with self._locked() as file:
+            if self._file is None:
+                self._process = self._popen()
+                return
+            with _locked(self._file) as file:
                 if file is not None:
                     file.truncate(0)
                     self._process = self._popen(file.fileno())
                     file.write(str(self._process.pid))
         except OSError as error:
             logger.error("no process for what is in quarantine can be started: %s", error)
-
-    def _popen(self, lock: int) -> subprocess.Popen[bytes]:
-        """Start the process, which inherits the lock."""
-        command = [sys.executable, "-m", "broker", *self._arguments]
-        # In a group of its own: Ctrl-C on a terminal reaches only the parent.
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, pass_fds=(lock,))  # noqa: S603
 
     def stop(self) -> None:
         """Let it finish the message that it has, and end."""
@@ -125,36 +130,59 @@ class Suspects:
     async def stopped(self, seconds: float) -> None:
         """Wait for its end, and force it after so many seconds."""
         deadline = time.monotonic() + seconds
-        while self._is_there():
+        while self._pid() is not None:
             if time.monotonic() > deadline:
                 self._send(os.killpg, signal.SIGKILL)  # with its fork
                 return
             await asyncio.sleep(POLL)
 
+    def _popen(self, *lock: int) -> subprocess.Popen[bytes]:
+        """Start the process, which inherits the lock."""
+        command = [sys.executable, "-m", "broker", *self._arguments]
+        # In a group of its own: Ctrl-C on a terminal reaches only the parent.
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, pass_fds=lock)  # noqa: S603
+
     def _send(self, kill: Callable[[int, int], None], number: int) -> None:
-        if self._is_there() and (pid := self._file.read_text()):
+        if pid := self._pid():
             with suppress(ProcessLookupError):
-                kill(int(pid), number)
+                kill(pid, number)
 
-    def _is_there(self) -> bool:
-        if self._process is not None:
-            self._process.poll()  # or it would stay a zombie
-        with self._locked() as file:
-            return file is None
+    def _is_own_there(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
-    @contextmanager
-    def _locked(self) -> Iterator[TextIO | None]:
-        """The file, locked; None if another has locked it."""
-        import fcntl
+    def _pid(self) -> int | None:
+        """Its process ID; 0 if it is there and that is not known yet, None if it is not there."""
+        if self._is_own_there():
+            assert self._process is not None
+            return self._process.pid
+        if self._file is None:
+            return None
+        try:
+            with _locked(self._file) as file:
+                return None if file is not None else int(self._file.read_text() or 0)
+        except OSError as error:
+            logger.debug("no file says which process is for what is in quarantine: %s", error)
+            return None
 
-        # In a folder that all may write to: not through somebody else's link, nor into somebody else's file.
-        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "r+") as file:
-            if os.fstat(descriptor).st_uid != os.getuid():
-                raise PermissionError(f"{self._file} belongs to another user")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-            else:
-                yield file
+
+def _open(file: Path) -> TextIO:
+    # In a folder that all may write to: not through somebody else's link, nor into somebody else's file.
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    if os.fstat(descriptor).st_uid != os.getuid():
+        os.close(descriptor)
+        raise PermissionError(f"{file} belongs to another user")
+    return os.fdopen(descriptor, "r+")
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[TextIO | None]:
+    """The file, locked; None if another process has locked it."""
+    import fcntl  # not on Windows, where daemons do not run
+
+    with _open(file) as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield opened

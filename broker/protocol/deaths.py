@@ -16,7 +16,7 @@ from broker.protocol.cids import new_cid
 from broker.protocol.message import Message
 from broker.protocol.outcomes import Outcome, failure
 from broker.protocol.problems import problem
-from broker.protocol.queues import REPLY_PREFIX, own_queue
+from broker.protocol.queues import is_call, own_queue
 
 # The broker's word for the death: our reason, a title, and what happened.
 _DEATHS = {
@@ -40,8 +40,7 @@ def convict(message: Message) -> Outcome:
 def expired_call(message: Message) -> str | None:
     """The queue in which a call has expired that its caller waits for no longer, by the name of its reply queue; None for all else."""
     death = _latest_death(message)
-    is_call = str(death.get("reason")) == "expired" and (message.reply_to or "").startswith(REPLY_PREFIX)
-    return str(death.get("queue", "")) if is_call else None
+    return str(death.get("queue", "")) if death.get("reason") == "expired" and is_call(message) else None
 
 
 def bury(message: Message) -> Outcome:

@@ -76,7 +76,7 @@ def postponed(publishing: Publishing, refused: int, *, is_reply: bool) -> Publis
     `is_reply`: it is a reply to a client.
     """
     wait = min(refused + 1, LONGEST_POSTPONEMENT)
-    return _noting(delayed(publishing, wait), refused + wait, is_reply=is_reply)
+    return _with_refusal(delayed(publishing, wait), refused + wait, is_reply=is_reply)
 
 
 def target(publishing: Publishing) -> str:
@@ -116,10 +116,10 @@ def due(message: Message) -> Due:
     original.headers = _without_waits(message.headers)
     original.expiration = expiration
     rest = delayed(Publishing(queue, original), max(0, seconds - _waited(message)))
-    return Due(_noting(rest, refused, is_reply=is_reply), refused, is_reply)
+    return Due(_with_refusal(rest, refused, is_reply=is_reply), refused, is_reply)
 
 
-def _noting(publishing: Publishing, refused: int, *, is_reply: bool) -> Publishing:
+def _with_refusal(publishing: Publishing, refused: int, *, is_reply: bool) -> Publishing:
     if refused and publishing.exchange:
         publishing.message.headers[DELAYED] |= {REFUSED: refused, IS_REPLY: is_reply}
     return publishing

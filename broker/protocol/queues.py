@@ -15,6 +15,7 @@ from typing import Any
 
 from broker.protocol.delays import LEVELS, level_name
 from broker.protocol.entities import Binding, Exchange, Queue
+from broker.protocol.message import Message
 from broker.protocol.names import DEAD_LETTERS, RESERVED_PREFIX
 from broker.protocol.quarantine import QUEUE_PREFIX as QUARANTINE_PREFIX
 from broker.protocol.quarantine import queue_name as quarantine_queue
@@ -91,6 +92,11 @@ def _waiting(milliseconds: int, then: str) -> Mapping[str, Any]:
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
+
+
+def is_call(message: Message) -> bool:
+    """Whether a request is one of ackback's own calls: the name of its reply queue says so."""
+    return message.reply_to is not None and message.reply_to.startswith(REPLY_PREFIX)
 
 
 def reply_queue() -> Queue:

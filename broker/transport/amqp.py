@@ -33,7 +33,7 @@ from broker.protocol.message import Message, Publishing
 from broker.settings import masked
 from broker.transport import conversion, explain, frames
 from broker.transport.acks import Acks
-from broker.transport.interface import Delivery, Sighting
+from broker.transport.interface import Delivery, QueueState
 
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
@@ -148,7 +148,7 @@ class AmqpConnection:
             except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
                 raise self._ended(error) from None
 
-    async def look_at(self, queue: str) -> Sighting | None:
+    async def look_at(self, queue: str) -> QueueState | None:
         async with self._declaring:
             try:
                 channel, underlay = await self._open_channel()
@@ -160,7 +160,7 @@ class AmqpConnection:
                 raise ConfigurationError(explain.refusal(f"look at queue {queue!r}", "configure", error)) from None
             except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
                 raise self._ended(error) from None
-            return Sighting(answer.message_count or 0, answer.consumer_count or 0)
+            return QueueState(answer.message_count or 0, answer.consumer_count or 0)
 
     async def _open_channel(self) -> tuple[aio_pika.abc.AbstractChannel, aiormq.abc.AbstractChannel]:
         # On the connection that consumes: an exclusive queue belongs to the connection that declared it.

@@ -36,7 +36,7 @@ class Delivery(Protocol):
         """Give the message back to its queue, to be delivered again."""
 
 
-class Sighting(NamedTuple):
+class QueueState(NamedTuple):
     """How many messages on a queue are ready to be delivered, and how many consumers it has."""
 
     ready: int
@@ -77,7 +77,7 @@ class Connection(Protocol):
             ConnectionLostError: the connection ended.
         """
 
-    async def look_at(self, queue: str) -> Sighting | None:
+    async def look_at(self, queue: str) -> QueueState | None:
         """What is on a queue at the moment; None if there is no such queue.
 
         Raises:

@@ -18,7 +18,7 @@ from typing import Any
 from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message, Publishing
-from broker.transport.interface import Delivery, Sighting
+from broker.transport.interface import Delivery, QueueState
 
 
 @dataclass(slots=True, eq=False)
@@ -372,10 +372,10 @@ class MemoryConnection:
     def blocked(self) -> bool:
         return self._broker._blocked is not None
 
-    async def look_at(self, queue: str) -> Sighting | None:
+    async def look_at(self, queue: str) -> QueueState | None:
         self._check()
         found = self._broker._queues.get(queue)
-        return None if found is None else Sighting(len(found.ready), len(found.consumers))
+        return None if found is None else QueueState(len(found.ready), len(found.consumers))
 
     def publish(self, publishing: Publishing) -> asyncio.Future[None]:
         confirm: asyncio.Future[None] = self._loop.create_future()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from broker import AckbackError, AsyncClient, Client, NotAcceptedError, RemoteError, Reply, Service, UnroutableError
-from broker.client import BULK_WINDOW
 from broker.errors import ServiceDefinitionError
+from broker.handling.unconfirmed import WINDOW
 from broker.transport.interface import Transport
 from broker.transport.memory import MemoryBroker
 from tests.contract.conftest import Cuttable
@@ -122,7 +122,7 @@ def test_mistaken_arguments_are_refused_with_a_reason(
 def test_invoke_many_takes_any_iterable_and_never_holds_more_than_its_window(transport: Transport) -> None:
     counting = named(unique("counting"), Counting)
     counting.payloads = []  # type: ignore[attr-defined]
-    count = BULK_WINDOW + 500
+    count = WINDOW + 500
     taken = 0
 
     def payloads() -> Iterator[int]:
@@ -151,10 +151,10 @@ def test_invoke_many_takes_any_iterable_and_never_holds_more_than_its_window(tra
                 transport.block()
                 taken = 0
                 sending = asyncio.ensure_future(client.invoke_many(counting, payloads()))
-                await until(lambda: taken == BULK_WINDOW + 1)
+                await until(lambda: taken == WINDOW + 1)
                 for _ in range(50):
                     await asyncio.sleep(0)
-                assert taken == BULK_WINDOW + 1
+                assert taken == WINDOW + 1
                 transport.unblock()
                 assert len(await sending) == count
 

@@ -38,7 +38,7 @@ def test_all_are_sent_under_the_cids_that_were_returned_and_few_are_unconfirmed_
     def counting(self: Any, publishing: Any) -> None:
         nonlocal most
         expect(self, publishing)
-        most = max(most, self._expected - self._over)
+        most = max(most, self._expected - self._settled)
 
     monkeypatch.setattr(unconfirmed.Unconfirmed, "expect", counting)
 

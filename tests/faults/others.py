@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.common import wait_for_consumers
+from bench.contenders.common import CALLBACKS, PRICE
 from tests.faults.nodes import Node, cluster
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -71,7 +73,7 @@ def _attack(node: Node, module: str, environment: dict[str, str], rng: random.Ra
         worker = start("worker")
         killed = 0
         try:
-            time.sleep(4.0)  # some declare their queues only when their worker runs
+            wait_for_consumers(node.url, PRICE, CALLBACKS)  # some declare their queues only when their worker runs
             assert start("client").wait(120) == 0, f"{module}: its client failed"
             changed, last = time.monotonic(), -1
             kill_at = heard() + rng.randrange(50, 400)

@@ -167,7 +167,7 @@ def expired(attack: Attack) -> Check:
             job = {"number": number}
             client.invoke_async("faults.work", job, callback=CALLBACK, cid=cid_of(number, stage.run), expiration=0.2)
             stage.ledger.note(ACCEPTED, number)
-    time.sleep(0.3)
+    stage.until(lambda _: not stage.depth("faults.work"))
     stage.daemon()
 
     def check(account: Account) -> None:
