@@ -91,7 +91,7 @@ class OwnQueues:
             )
             return deaths.convict(message)
         if name in self._hosted:
-            logger.info("a message of %r is handled by itself, after %d deliveries", name, deliveries, extra=extra)
+            logger.info("a message of %r is handled by itself (deliveries before: %d)", name, deliveries, extra=extra)
         return ForService(name, released) if name in self._hosted else quarantine.elsewhere(message, name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
@@ -246,7 +247,9 @@ class Daemon:
         for task in list(self._resuming):
             task.cancel()
         await asyncio.gather(*(consumer.cancel() for consumer in self._consumers.values()))
-        logger.info("stopping: no new messages; %d being handled have %g s to finish", self.busy(), grace)
+        # The end of the process of what is in quarantine is no news, and must not be taken for that of a daemon.
+        level = logging.DEBUG if self._suspects_only else logging.INFO
+        logger.log(level, "stopping: no new messages; %d being handled have %g s to finish", self.busy(), grace)
         unfinished = await self._arrivals.drain(grace)
         await self._abandon()
         self._arrivals.close()
@@ -257,7 +260,7 @@ class Daemon:
         if unfinished:
             logger.warning("stopped: %d not finished in time went back to their queues", unfinished)
         else:
-            logger.info("stopped: everything finished")
+            logger.log(level, "stopped: everything finished")
         return unfinished
 
     async def _abandon(self) -> None:

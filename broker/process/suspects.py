@@ -140,7 +140,9 @@ class Suspects:
         """Start the process, which inherits the lock."""
         command = [sys.executable, "-m", "broker", *self._arguments]
         # In a group of its own: Ctrl-C on a terminal reaches only the parent.
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, pass_fds=lock)  # noqa: S603
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, pass_fds=lock)  # noqa: S603
+        logger.info("messages are in quarantine: process %d handles them, one at a time", process.pid)
+        return process
 
     def _send(self, kill: Callable[[int, int], None], number: int) -> None:
         if pid := self._pid():
