@@ -68,6 +68,7 @@ class Callers:
         self._service = service
         self._sent: dict[str, float] = {}
         self.took: list[float] = []
+        self.counting = True
 
     async def with_deadline(self, number: int) -> None:
         began = time.monotonic()
@@ -75,7 +76,8 @@ class Callers:
             await self._client.call(self._service, number, timeout=PATIENCE)
         except TimeoutError:
             return
-        self.took.append(time.monotonic() - began)
+        if self.counting:
+            self.took.append(time.monotonic() - began)
 
     async def open(self) -> None:
         self._connection = await LaneTransport([self._url]).connect()
@@ -91,7 +93,7 @@ class Callers:
 
     def _on_reply(self, delivery: Delivery) -> None:
         took = time.monotonic() - self._sent.pop(delivery.message.correlation_id or "")
-        if took <= PATIENCE:
+        if took <= PATIENCE and self.counting:
             self.took.append(took)
         delivery.ack()
 
@@ -113,6 +115,7 @@ async def offer(url: str, service: str, rate: float, seconds: float, *, deadline
                 task.add_done_callback(calls.discard)
                 made += 1
             await asyncio.sleep(0.005)
+        callers.counting = False  # what is answered when no more is offered says nothing of overload
         seen = await callers._connection.look_at(service)
         await asyncio.sleep(PATIENCE)
         if calls:
@@ -123,20 +126,22 @@ async def offer(url: str, service: str, rate: float, seconds: float, *, deadline
 
 def plot(answered: dict[tuple[str, bool], list[float]]) -> str:
     """The share of its capacity that each service answers, by what is offered; dashed without deadlines. An SVG."""
-    width, height, left, top = 560, 300, 60, 20
+    width, height, left, right, top = 580, 310, 60, 40, 40
     colours = dict(zip(CAPACITIES, ("#1b7f5c", "#5b7aa6", "#b0632b"), strict=True))
 
     def at(load: float, share: float) -> str:
-        x = left + (width - left - 20) * LOADS.index(load) / (len(LOADS) - 1)
+        x = left + (width - left - right) * LOADS.index(load) / (len(LOADS) - 1)
         return f"{x:.0f},{top + (height - top - 50) * (1 - min(share, 1.2) / 1.2):.0f}"
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
     ]
+    title = "Calls answered in time, of what the service can do, by what is offered"
+    parts.append(f'<text x="12" y="20" font-weight="bold">{title}</text>')
     for share in (0, 0.5, 1):
         x, y = at(LOADS[0], share).split(",")
-        parts.append(f'<line x1="{x}" y1="{y}" x2="{width - 20}" y2="{y}" stroke="#ddd"/>')
+        parts.append(f'<line x1="{x}" y1="{y}" x2="{width - right}" y2="{y}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 8}" y="{int(y) + 4}" text-anchor="end">{share:.0%}</text>')
     for load in LOADS:
         x = at(load, 0).split(",")[0]
