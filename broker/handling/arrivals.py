@@ -191,18 +191,18 @@ class Arrivals:
     def _admit(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
         """Have a message handled, or put it into quarantine."""
         name = host.definition.name
+        forgiving = delivery.redelivered and time.monotonic() < self._forgiving_until
         if (delivery.redelivered or quarantine.QUARANTINE in message.headers) and quarantine.is_suspect(
-            message.headers,
-            name,
-            redelivered=delivery.redelivered,
-            forgiving=time.monotonic() < self._forgiving_until,
+            message.headers, name, redelivered=delivery.redelivered, forgiving=forgiving
         ):
             logger.info(
                 "a message of %r may have ended the process that handled it: it is put into quarantine",
                 name,
                 extra={"cid": message.correlation_id},
             )
-            isolated = quarantine.isolated(message, name, self.invoker.quarantine_queue, is_reply=headers is not None)
+            isolated = quarantine.isolated(
+                message, name, self.invoker.quarantine_queue, is_reply=headers is not None, forgiving=forgiving
+            )
             self._settlement.settle(isolated, delivery)
             self.isolated.set()
         else:

@@ -42,8 +42,8 @@ def is_suspect(headers: Mapping[str, Any], service: str, *, redelivered: bool, f
 
     `forgiving`: one count may be this process's own lost connection.
     """
-    allowed = 1 if forgiving or "x-acquired-count" not in headers else 0
-    return crashes(headers, redelivered=redelivered) > allowed or _note(headers).get("service") == service
+    crashed = crashes(headers, redelivered=redelivered)
+    return crashed > _forgiven(headers, forgiving=forgiving) or _note(headers).get("service") == service
 
 
 def may_be_given_back(headers: Mapping[str, Any], *, redelivered: bool) -> bool:
@@ -56,11 +56,16 @@ def is_convicted(headers: Mapping[str, Any]) -> bool:
     return crashes(headers, redelivered=True) >= CRASHES_IN_QUARANTINE
 
 
-def isolated(message: Message, service: str, queue: str, *, is_reply: bool) -> Outcome:
-    """The hand-over of a service's message to the quarantine queue."""
+def isolated(message: Message, service: str, queue: str, *, is_reply: bool, forgiving: bool) -> Outcome:
+    """The hand-over of a service's message to the quarantine queue.
+
+    What is counted against it may be more than it was handled: a process may die while it hands a suspect over.
+    """
+    headers = message.headers
     copied = republished(message, is_reply=is_reply)
     copied.correlation_id = copied.correlation_id or new_cid()
-    copied.headers[QUARANTINE] = {"service": service, "deliveries": crashes(message.headers, redelivered=True)}
+    handled = min(crashes(headers, redelivered=True), _forgiven(headers, forgiving=forgiving) + 1)
+    copied.headers[QUARANTINE] = {"service": service, "deliveries": handled}
     return Outcome(again=Publishing(queue, copied))
 
 
@@ -82,6 +87,10 @@ def released(message: Message) -> tuple[str, int, Message]:
 def elsewhere(message: Message, service: str) -> Outcome:
     """Sends a quarantined message to its service's own queue, note and all, so that a daemon that hosts it finds it."""
     return Outcome(again=delayed(Publishing(service, republished(message, is_reply=False)), ELSEWHERE_AFTER))
+
+
+def _forgiven(headers: Mapping[str, Any], *, forgiving: bool) -> int:
+    return 1 if forgiving or "x-acquired-count" not in headers else 0
 
 
 def _note(headers: Mapping[str, Any]) -> dict[str, Any]:
