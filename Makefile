@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONTRACT ?= tests/contract
 # Several at once, each with a virtual host of its own, in a RabbitMQ that the tests start; one after the other in somebody else's.
 PROCESSES := $(if $(AMQP_URL),0,4)
-PYTEST = pytest -n $(PROCESSES) --dist loadgroup
+PYTEST = pytest -n $(PROCESSES)
 MINUTES ?= 30
 SEED ?= 1
 

@@ -83,9 +83,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         output["used"] = USED
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What has to run in one process begins first: the attacks are the longest of all."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Attacks that are played on one node run in one process, and begin first, as they are the longest of all."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            return f"{file} {test.rpartition('-')[2]}" if file.startswith("tests/faults/") else nodeid
+
+    return Together(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

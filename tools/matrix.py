@@ -39,7 +39,7 @@ def test(python: Path, version: str) -> tuple[bool, str]:
     for command in (
         [ROOT / "tools" / "venv", python, folder],
         [bin_ / "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt", "-e", ".[dev]"],
-        [bin_ / "pytest", "-q", "-n", processes, "--dist", "loadgroup", "tests/unit", "tests/contract"],
+        [bin_ / "pytest", "-q", "-n", processes, "tests/unit", "tests/contract"],
     ):
         process = subprocess.Popen(
             [str(part) for part in command],

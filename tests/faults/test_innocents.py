@@ -19,12 +19,10 @@ from tests.faults.stage import DaemonProcess, Stage
 from tests.rabbitmq import free_port
 
 FULL = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
-MANY = 2500  # more than two workers' windows at their widest
+MANY = 1250  # more than a daemon's windows at their widest
 CALLS = 20
 # An innocent's slowest call is measured and shown; this is what tells late from never.
 NEVER = 30.0
-
-pytestmark = pytest.mark.xdist_group("attacks innocents")
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +151,10 @@ def test_innocents_are_answered(
             f"[broker]\nurl = '{node.url}'\ntransport = '{transport}'\n[services]\npaths = ['tests.faults.innocent_services']\n"
             f"[worker]\ngrace = 1.0\n[idempotency]\nstore = 'redis://127.0.0.1:{silent_server}/0'\n"
         )
-        daemon = DaemonProcess(stage, ("--workers", "2"), again=True)
+        workers = 2 if misbehave is killers else 1
+        daemon = DaemonProcess(stage, ("--workers", str(workers)), again=True)
         stage.daemons.append(daemon)
-        daemon.wait_ready(2)
+        daemon.wait_ready(workers)
         with pika.BlockingConnection(pika.URLParameters(node.url)) as connection, Client(node.url) as client:
             channel = connection.channel()
             channel.queue_declare("innocent.inbox", durable=True)

@@ -19,15 +19,12 @@ def one_node() -> Iterator[list[Node]]:
         yield nodes
 
 
-@pytest.mark.parametrize(
-    "transport", [pytest.param(one, marks=pytest.mark.xdist_group(f"attacks {one}")) for one in ("lane", "aio-pika")]
-)
+@pytest.mark.parametrize("transport", ["lane", "aio-pika"])
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in CLUSTERED])
 def test_nothing_is_lost(name: str, transport: str, one_node: list[Node]) -> None:
     print(run(name, one_node, transport, SEED))
 
 
-@pytest.mark.xdist_group("attacks cluster")
 def test_nothing_is_lost_in_a_cluster() -> None:
     with cluster(3) as nodes:
         print(run("cluster-nodes", nodes, "lane", SEED))
