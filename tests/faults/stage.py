@@ -47,7 +47,9 @@ class Stage:
         self.path = Path(self._folder.name)
         self._configure(through or urls, transport)
         self.ledger = Ledger(self.path / "ledger")
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("ACKBACK_")} | {
+        # Most of these are killed, and tell nothing of what they have covered.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACKBACK_", "COVERAGE_"))}
+        self.environment = inherited | {
             VARIABLE: str(self.path / "ledger"),
             RUN: self.run,
             "PYTHONPATH": str(ROOT),
