@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONTRACT ?= tests/contract
 # Several at once, each with a virtual host of its own, in a RabbitMQ that the tests start; one after the other in somebody else's.
-PROCESSES := $(if $(AMQP_URL),0,4)
+PROCESSES := $(if $(AMQP_URL),0,5)
 PYTEST = pytest -n $(PROCESSES)
 MINUTES ?= 30
 SEED ?= 1
+# Lint beside the second virtual environment.
+MAKEFLAGS += --jobs=2 --output-sync=target --no-print-directory
 
 .PHONY: demo test lint unit contract matrix bench soak clean
 
@@ -54,7 +56,7 @@ bench: .venv-bench/done
 	@touch $@ .venv/core
 
 # What the benchmark compares with, kept apart from the package.
-.venv-bench/done: pyproject.toml constraints.txt bench/requirements.txt bench/constraints.txt
+.venv-bench/done: pyproject.toml constraints.txt bench/requirements.txt bench/constraints.txt | .venv/dev
 	@tools/venv $(PYTHON) .venv-bench
 	@.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c bench/constraints.txt -e '.[dev]' -r bench/requirements.txt
 	@touch $@

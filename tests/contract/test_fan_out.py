@@ -15,7 +15,7 @@ from broker.transport.interface import Transport
 from tests.contract.services import Seen
 from tests.support import run, running, unique, until
 
-MANY = 2 * unconfirmed.WINDOW + 10
+MANY = unconfirmed.WINDOW + 500
 
 
 def target_of(seen: Seen) -> type[Service]:
