@@ -71,8 +71,9 @@ async def _probe(connection: Connection) -> Step:
     try:
         await connection.declare(queue)
         await connection.consume(queue.name, 1, on_delivery, lambda _: None)
-        await connection.publish(Publishing(queue.name, Message(b"ackback check")))
-        await asyncio.wait_for(arrived, PROBE_TIMEOUT)
+        async with asyncio.timeout(PROBE_TIMEOUT):
+            await connection.publish(Publishing(queue.name, Message(b"ackback check")))
+            await arrived
     except AckbackError as error:
         return what, f"{error}; the user needs write permission for amq.default and read permission for its queues"
     except TimeoutError:

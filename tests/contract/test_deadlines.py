@@ -10,8 +10,10 @@ import pytest
 from pamqp.commands import Connection
 
 from broker import AsyncClient, Client, ConfirmTimeoutError, Service
+from broker.cli.dead import visiting
+from broker.errors import BrokerUnavailableError
 from broker.protocol import headers as h
-from broker.protocol.message import Message
+from broker.protocol.message import Message, Publishing
 from broker.transport.amqp import AmqpTransport
 from broker.transport.interface import Transport
 from broker.transport.lane import LaneTransport
@@ -59,6 +61,20 @@ def test_a_blocking_client_waits_no_longer_either() -> None:
             with Client(transport=broker) as client:
                 with pytest.raises(TimeoutError, match="low on memory"):
                     await asyncio.to_thread(client.invoke_async, daemon.callback_queue + "x", timeout=0.1)
+            broker.unblock()
+
+    run(test())
+
+
+def test_commands_for_dead_letters_wait_no_longer_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visiting, "CONFIRM_TIMEOUT", 0.1)
+    broker = MemoryBroker()
+
+    async def test() -> None:
+        async with running(broker) as daemon:
+            broker.block()
+            with pytest.raises(BrokerUnavailableError, match=r"nothing for 0.1 s \(RabbitMQ has raised an alarm"):
+                await visiting.confirmed(daemon.connection, Publishing(daemon.callback_queue, Message()))
             broker.unblock()
 
     run(test())

@@ -13,7 +13,7 @@ import typer
 from broker.cli.console import Config, Debug, counted, quiet_settings
 from broker.cli.dead.options import All, Cids, NewerThan, OlderThan, Reasons, Services, chosen_by, needed
 from broker.cli.dead.text import HEADER, shown, summary, table_row
-from broker.cli.dead.visiting import each, take
+from broker.cli.dead.visiting import confirmed, each, take
 from broker.errors import NotAcceptedError
 from broker.log import escaped
 from broker.protocol.deadletters import DeadLetter
@@ -94,7 +94,7 @@ def replay(
             if publishing is None:
                 raise NotAcceptedError("nothing in it says which queue it was for")
             await pause()
-            await connection.publish(publishing)
+            await confirmed(connection, publishing)
         except NotAcceptedError as error:
             kept[str(error)] = kept.get(str(error), 0) + 1
             return False

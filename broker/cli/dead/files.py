@@ -17,7 +17,7 @@ import typer
 
 from broker.cli.console import Config, Debug, counted, progress
 from broker.cli.dead.options import NewerThan, OlderThan, Reasons, Services, chosen_by
-from broker.cli.dead.visiting import connected, each
+from broker.cli.dead.visiting import confirmed, connected, each
 from broker.protocol import archive
 from broker.protocol.deadletters import DeadLetter
 from broker.protocol.message import Publishing
@@ -115,7 +115,7 @@ async def _import(lines: Iterator[str], count: int, skipped: int, config: Path |
             await connection.declare(own_queue(DEAD_LETTERS))
             with progress("importing", count) as advance:
                 for line in lines:
-                    await connection.publish(Publishing(DEAD_LETTERS, archive.loads(line)))
+                    await confirmed(connection, Publishing(DEAD_LETTERS, archive.loads(line)))
                     done += 1
                     advance()
     finally:
