@@ -34,6 +34,10 @@ class ConnectionLostError(BrokerUnavailableError):
     """The connection ended before the broker answered: what was under way may or may not be accepted."""
 
 
+class OtherArgumentsError(ConfigurationError):
+    """A queue or exchange exists with other arguments than those declared."""
+
+
 class NotAcceptedError(AckbackError):
     """The broker did not take responsibility for a message.
 

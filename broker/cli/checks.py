@@ -8,6 +8,7 @@ from pathlib import Path
 
 from broker.errors import AckbackError
 from broker.hosting import registry
+from broker.process import migration
 from broker.protocol.message import Message, Publishing
 from broker.protocol.queues import delay_chain, durable_queues, reply_queue, with_what_leads_there
 from broker.settings import Settings
@@ -41,6 +42,9 @@ async def checks(config: Path | None, paths: Sequence[str] | None) -> AsyncItera
         return
     yield f"connection: {transport.address}", None
     try:
+        if why := await migration.waiting(connection):
+            yield "queues", why
+            return
         for queue in durable_queues((one.name for one in services or ()), settings.callbacks.queue):
             try:
                 await connection.declare(*with_what_leads_there(queue))

@@ -46,18 +46,18 @@ def tell(text: str) -> None:
 
 def progress(what: str, count: int) -> Any:
     """A progress bar on a terminal; elsewhere nothing."""
-    return _bar(what, count) if sys.stderr.isatty() else contextlib.nullcontext(lambda: None)
+    return _bar(what, count) if sys.stderr.isatty() else contextlib.nullcontext(lambda count=1: None)
 
 
 @contextlib.contextmanager
-def _bar(what: str, count: int) -> Iterator[Callable[[], None]]:
+def _bar(what: str, count: int) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=count)
-        yield lambda: bar.advance(task)
+        yield lambda count=1: bar.advance(task, count)
 
 
 def counted(number: int, what: str) -> str:

@@ -12,6 +12,7 @@ from broker.cli import dead
 from broker.cli.check import check
 from broker.cli.console import FAILED, MISUSED, tell
 from broker.cli.invoke import call, send
+from broker.cli.migrate import migrate
 from broker.cli.run import run
 from broker.cli.services import services
 from broker.errors import AckbackError, ConfigurationError, RemoteError, ServiceDefinitionError
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (run, send, call, services, check):
+for command in (run, send, call, services, check, migrate):
     app.command()(command)
 app.add_typer(dead.app)
 

@@ -29,7 +29,7 @@ from broker.protocol import quarantine
 from broker.protocol.headers import Headers
 from broker.protocol.message import Message
 from broker.protocol.outcomes import Outcome
-from broker.protocol.queues import DUE, UNDERTAKER
+from broker.protocol.queues import ACKNOWLEDGEMENT_TIMEOUT, DUE, UNDERTAKER
 from broker.transport.interface import Delivery
 
 # Replies are handled in place or passed on, neither for long: enough of them to keep a busy daemon's callbacks fed.
@@ -42,10 +42,7 @@ QUARANTINE_WINDOW = 1
 FORGIVING = 60.0
 """Seconds after a lost connection in which one count is forgiven."""
 
-# How many seconds RabbitMQ waits for an acknowledgement. A handler without a timeout may take days: 30 of them is what RabbitMQ's timers
-# are good for (they count milliseconds in 32 bits). One with a timeout may have to wait for a free slot before it runs, and for its
-# outcome to be confirmed afterwards.
-NO_TIMEOUT = 30 * 86400.0
+# A handler with a timeout may have to wait for a free slot before it runs, and for its outcome to be confirmed afterwards.
 SHORTEST_TIMEOUT = 1800.0
 
 
@@ -93,12 +90,12 @@ class Arrivals:
             (callback_queue, CALLBACK_WINDOW, decide.reply, True),
         )
         intakes = [
-            Intake(queue, window, NO_TIMEOUT, partial(self._take_own, queue, decision), adapts=adapts)
+            Intake(queue, window, ACKNOWLEDGEMENT_TIMEOUT, partial(self._take_own, queue, decision), adapts=adapts)
             for queue, window, decision, adapts in own
         ]
         for name, host in self._hosts.items():
             concurrency, timeout = host.definition.concurrency, host.definition.timeout
-            patience = NO_TIMEOUT if timeout is None else max(2 * timeout, SHORTEST_TIMEOUT)
+            patience = ACKNOWLEDGEMENT_TIMEOUT if timeout is None else max(2 * timeout, SHORTEST_TIMEOUT)
             intakes.append(
                 Intake(name, concurrency, patience, partial(self._take, host), host.longest_wait, adapts=True)
             )

@@ -16,6 +16,7 @@ from broker.handling.idempotency import Once
 from broker.handling.intakes import Intake
 from broker.hosting.registry import Registry
 from broker.log import logger
+from broker.process import migration
 from broker.process.suspects import Suspects
 from broker.protocol.queues import durable_queues, own_queue, with_what_leads_there
 from broker.settings import Settings
@@ -27,6 +28,7 @@ RECONNECT_FIRST = 0.2
 RECONNECT_MAXIMUM = 10.0
 LOOK_AT_QUARANTINE = 10.0
 QUARANTINE_POLL = 0.1
+LOOK_AT_MIGRATION = 1.0
 SUSPECTS_GRACE = 2.0
 """Seconds that the process of what is in quarantine has beyond its grace period, which is this one's, to end."""
 BETWEEN_STARTS = 1.0
@@ -142,6 +144,7 @@ class Daemon:
             await asyncio.sleep(next(pauses))
 
     async def _start(self, connection: Connection) -> None:
+        await self._while_queues_are_migrated(connection)
         queues = durable_queues((d.name for d in self._registry), self._settings.callbacks.queue)
         if not self._suspects_only:  # its parent has
             await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
@@ -155,6 +158,14 @@ class Daemon:
         self._was_ready = True
         if not self._suspects_only:
             self._tell_ready(len(queues))
+
+    async def _while_queues_are_migrated(self, connection: Connection) -> None:
+        told = None
+        while (why := await migration.waiting(connection)) is not None and not self._stop.is_set():
+            if why != told:
+                told = why
+                logger.warning("%s; waiting until that is done", why)
+            await asyncio.sleep(LOOK_AT_MIGRATION)
 
     def _tell_ready(self, queues: int) -> None:
         names = sorted(definition.name for definition in self._registry)

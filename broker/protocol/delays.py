@@ -3,7 +3,7 @@
 A chain of queues, one for each bit of a whole number of seconds, as NServiceBus and Celery have it. Where the bit is 1, a
 message waits in that level's queue for its power of two of seconds, by the queue's TTL; where it is 0, it is passed on at once:
 
-    ackback.delay.24 ─┬─ *1* ─→ queue, 2**24 s ─┬─→ ackback.delay.23 ─┬─ … ─→ ackback.delay.00 ─┬─→ queue, 1 s ─┬─→ ackback.due
+    ackback.later.24 ─┬─ *1* ─→ queue, 2**24 s ─┬─→ ackback.later.23 ─┬─ … ─→ ackback.later.00 ─┬─→ queue, 1 s ─┬─→ ackback.due
                       └─ *0* ───────────────────┘                     └─ … ─→                   └───────────────┘
 
 The routing key spells the bits (`0.0.….1.0.1`). One TTL for all of a queue's messages, as RabbitMQ looks for expired ones at a queue's
@@ -35,7 +35,9 @@ LONGEST_POSTPONEMENT = 60
 DELAYED = "delayed"
 REFUSED = "refused"
 IS_REPLY = "is-reply"
-EXCHANGE_PREFIX = f"{RESERVED_PREFIX}delay."
+EXCHANGE_PREFIX = f"{RESERVED_PREFIX}later."
+FORMER_PREFIX = f"{RESERVED_PREFIX}delay."
+"""The chain of earlier versions: its queues have other arguments, so ours have other names, and what waits there comes out as ever."""
 
 _DEATHS = ("x-first-death-", "x-last-death-")
 
@@ -43,6 +45,10 @@ _DEATHS = ("x-first-death-", "x-last-death-")
 def level_name(level: int) -> str:
     """The exchange, and the queue, of one power of two."""
     return f"{EXCHANGE_PREFIX}{level:02}"
+
+
+def former_level_name(level: int) -> str:
+    return f"{FORMER_PREFIX}{level:02}"
 
 
 def whole_seconds(delay: float) -> int:
@@ -128,7 +134,8 @@ def _with_refusal(publishing: Publishing, refused: int, *, is_reply: bool) -> Pu
 def _waited(message: Message) -> int:
     deaths = message.headers.get("x-death")
     queues = [death.get("queue") for death in deaths if isinstance(death, dict)] if isinstance(deaths, list) else []
-    return sum(1 << level for level in range(LEVELS) if level_name(level) in queues)
+    levels = range(LEVELS)
+    return sum(1 << level for level in levels if level_name(level) in queues or former_level_name(level) in queues)
 
 
 def _without_waits(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,4 +150,4 @@ def _without_waits(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_level(queue: object) -> bool:
-    return isinstance(queue, str) and queue.startswith(EXCHANGE_PREFIX)
+    return isinstance(queue, str) and queue.startswith((EXCHANGE_PREFIX, FORMER_PREFIX))

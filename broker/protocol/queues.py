@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from broker.protocol.delays import LEVELS, level_name
+from broker.protocol.delays import LEVELS, former_level_name, level_name
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message
 from broker.protocol.names import DEAD_LETTERS, RESERVED_PREFIX
@@ -25,6 +25,22 @@ DUE = RESERVED_PREFIX + "due"
 REPLY_PREFIX = RESERVED_PREFIX + "reply."
 DELIVERY_LIMIT = 20
 QUARANTINE_LIMIT = 3
+ACKNOWLEDGEMENT_TIMEOUT = 30 * 86400.0
+"""Seconds that RabbitMQ waits for an acknowledgement. A handler without a timeout may take days: 30 of them is what RabbitMQ's timers are
+good for, as they count milliseconds in 32 bits. As a queue's argument it is heard from 3.12 on."""
+MIGRATION = RESERVED_PREFIX + "migration"
+"""There while queues are brought over from an earlier version's arguments, also if that was interrupted."""
+
+# Leaders of new queues spread over a cluster's nodes (3.10 and later). What was delivered by way of a node that has died is delivered
+# again after 5 s, where RabbitMQ 4.3 would wait for a minute; earlier ones do not hear it, and do not wait.
+_SPREAD: Mapping[str, Any] = MappingProxyType({"x-queue-leader-locator": "balanced"})
+_CONSUMED: Mapping[str, Any] = MappingProxyType(
+    {
+        **_SPREAD,
+        "x-consumer-disconnected-timeout": 5000,
+        "x-consumer-timeout": round(ACKNOWLEDGEMENT_TIMEOUT * 1000),
+    }
+)
 
 
 def _dying_to(graveyard: str) -> Mapping[str, Any]:
@@ -36,6 +52,7 @@ def _dying_to(graveyard: str) -> Mapping[str, Any]:
             "x-dead-letter-routing-key": graveyard,
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
+            **_CONSUMED,
         }
     )
 
@@ -45,14 +62,22 @@ _QUARANTINE: Mapping[str, Any] = MappingProxyType({**_WORK, "x-delivery-limit": 
 # What even the undertaker cannot read is kept as it is.
 _UNDERTAKERS = _dying_to(DEAD_LETTERS)
 # Without a limit: what is dead must not die again. RabbitMQ 4 would set one of 20 by default.
-_KEPT: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum", "x-delivery-limit": -1})
+_KEPT: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum", "x-delivery-limit": -1, **_CONSUMED})
+_KEEPING = frozenset({DEAD_LETTERS, MIGRATION, f"{MIGRATION}.messages"})
 
 
 def own_queue(name: str) -> Queue:
     """A durable queue of ackback's: a service's, the callback queue, or one of those by which messages are kept safe."""
     if name.startswith(QUARANTINE_PREFIX):
         return Queue(name, _QUARANTINE)
-    return Queue(name, {DEAD_LETTERS: _KEPT, UNDERTAKER: _UNDERTAKERS}.get(name, _WORK))
+    if name in _KEEPING:
+        return Queue(name, _KEPT)
+    return Queue(name, _UNDERTAKERS if name == UNDERTAKER else _WORK)
+
+
+def as_before(queue: Queue) -> Queue:
+    """A queue of ours as earlier versions have declared it."""
+    return Queue(queue.name, {name: value for name, value in queue.arguments.items() if name not in _CONSUMED})
 
 
 def durable_queues(services: Iterable[str], callback_queue: str) -> list[Queue]:
@@ -69,7 +94,7 @@ def with_what_leads_there(queue: Queue) -> tuple[Queue | Exchange | Binding, ...
 
 
 def delay_chain() -> Iterator[Queue | Exchange | Binding]:
-    """What `delay.py` describes, each after what it refers to."""
+    """What `delays.py` describes, each after what it refers to."""
     yield from with_what_leads_there(own_queue(DUE))
     below = Exchange(DUE, "fanout")
     for level in range(LEVELS):
@@ -91,7 +116,15 @@ def _waiting(milliseconds: int, then: str) -> Mapping[str, Any]:
         "x-dead-letter-exchange": then,
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
+        **_SPREAD,
     }
+
+
+def delay_chain_as_before() -> Iterator[Queue | Exchange]:
+    """The chain that earlier versions have declared, from its beginning."""
+    for level in reversed(range(LEVELS)):
+        yield Queue(former_level_name(level))
+        yield Exchange(former_level_name(level), "topic")
 
 
 def is_call(message: Message) -> bool:

@@ -8,6 +8,8 @@ channel below it, as aio-pika's own message class rounds some properties.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
@@ -31,23 +33,24 @@ from broker.errors import (
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message, Publishing
 from broker.settings import masked
-from broker.transport import conversion, explain, frames
+from broker.transport import conversion, explain, frames, topology
 from broker.transport.acks import Acks
-from broker.transport.interface import Delivery, QueueState
+from broker.transport.interface import Delivery, QueueState, Server
+from broker.transport.topology import Topology
 
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 # aiormq gives a connection up after three of these and some seconds without a frame; RabbitMQ after two.
 HEARTBEAT = 10
-# A declaration that is refused closes its channel, so each call has its own while it lasts.
-DECLARING_AT_ONCE = 50
 
 
 class AmqpTransport:
-    """Connects to the first of `urls` that answers."""
+    """Connects to one of `urls`, in random order: so processes spread over the nodes of a cluster, and those of a node that is lost
+    over the others. The one that it was connected to last is tried last."""
 
     def __init__(self, urls: list[str]) -> None:
         self._urls = urls
+        self._last: str | None = None
 
     @property
     def address(self) -> str:
@@ -55,12 +58,15 @@ class AmqpTransport:
 
     async def connect(self) -> AmqpConnection:
         problems = []
-        for url in self._urls:
+        for url in sorted(self._urls, key=lambda one: (one == self._last, random.random())):
             try:
-                return await self._connect(url)
+                connection = await self._connect(url)
             except BrokerUnavailableError as error:
                 problems.append(str(error))
-        raise BrokerUnavailableError("; ".join(problems))
+            else:
+                self._last = url
+                return connection
+        raise BrokerUnavailableError("; ".join(sorted(problems)))
 
     async def _connect(self, url: str) -> AmqpConnection:
         opened: list[aio_pika.abc.AbstractConnection] = []
@@ -104,7 +110,7 @@ class AmqpConnection:
         self._writer: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._publisher: aiormq.abc.AbstractChannel
-        self._declaring = asyncio.Semaphore(DECLARING_AT_ONCE)
+        self._topology = Topology(self._open_channel)
         self._consumers = 0
         self.lost: asyncio.Future[str] = self._loop.create_future()
 
@@ -129,38 +135,22 @@ class AmqpConnection:
     def _agree_on(self, channel: aiormq.abc.AbstractChannel) -> None:
         """Take over what was agreed on when the connection was made (Connection.Tune)."""
         tune = channel.connection.connection_tune
+        told = channel.connection.server_properties
+        self.server = Server(_version(told.get("version")), _text(told.get("cluster_name")))
         self._frame_max = tune.frame_max or frames.DEFAULT_FRAME_MAX
         self._channel_max = tune.channel_max
 
     async def declare(self, *wanted: Queue | Exchange | Binding) -> None:
-        async with self._declaring:
-            try:
-                channel, underlay = await self._open_channel()
-                for one in wanted:
-                    await _declare(underlay, one)
-                await channel.close()
-            except (amqp.ChannelPreconditionFailed, amqp.ChannelLockedResource) as error:
-                raise ConfigurationError(explain.mismatch(str(one), str(error.args[0]))) from None
-            except amqp.ChannelNotFoundEntity as error:
-                raise ConfigurationError(f"{one} cannot be declared: {error.args[0]}") from None
-            except amqp.ChannelAccessRefused as error:
-                raise ConfigurationError(explain.refusal(f"declare {one}", "configure or read", error)) from None
-            except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
-                raise self._ended(error) from None
+        with self.as_lost():
+            await self._topology.declare(*wanted)
 
     async def look_at(self, queue: str) -> QueueState | None:
-        async with self._declaring:
-            try:
-                channel, underlay = await self._open_channel()
-                answer = await underlay.queue_declare(queue, passive=True)
-                await channel.close()
-            except amqp.ChannelNotFoundEntity:
-                return None
-            except amqp.ChannelAccessRefused as error:
-                raise ConfigurationError(explain.refusal(f"look at queue {queue!r}", "configure", error)) from None
-            except (amqp.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
-                raise self._ended(error) from None
-            return QueueState(answer.message_count or 0, answer.consumer_count or 0)
+        with self.as_lost():
+            return await self._topology.look_at(queue)
+
+    async def delete(self, one: Queue | Exchange) -> int:
+        with self.as_lost():
+            return await self._topology.delete(one)
 
     async def _open_channel(self) -> tuple[aio_pika.abc.AbstractChannel, aiormq.abc.AbstractChannel]:
         # On the connection that consumes: an exclusive queue belongs to the connection that declared it.
@@ -230,10 +220,10 @@ class AmqpConnection:
         on_cancelled: Callable[[str], None],
         timeout: float | None = None,
     ) -> AmqpConsumer:
-        if self._channel_max and self._consumers >= self._channel_max - DECLARING_AT_ONCE:
+        if self._channel_max and self._consumers >= self._channel_max - topology.AT_ONCE:
             raise ConfigurationError(
                 f"RabbitMQ allows {self._channel_max} channels on a connection, and each queue that is consumed takes one "
-                f"({DECLARING_AT_ONCE} are kept free): host fewer services in one process, or raise channel_max on the broker"
+                f"({topology.AT_ONCE} are kept free): host fewer services in one process, or raise channel_max on the broker"
             )
         self._consumers += 1
         started = False
@@ -467,16 +457,11 @@ class AmqpDelivery:
         return tag
 
 
-async def _declare(channel: aiormq.abc.AbstractChannel, wanted: Queue | Exchange | Binding) -> None:
-    if isinstance(wanted, Queue):
-        shared = not wanted.exclusive
-        arguments = dict(wanted.arguments) or None
-        await channel.queue_declare(wanted.name, durable=shared, exclusive=not shared, arguments=arguments)
-    elif isinstance(wanted, Exchange):
-        await channel.exchange_declare(
-            wanted.name, exchange_type=wanted.type, durable=True, arguments=dict(wanted.arguments) or None
-        )
-    elif isinstance(wanted.to, Queue):
-        await channel.queue_bind(wanted.to.name, wanted.exchange, wanted.pattern)
-    else:
-        await channel.exchange_bind(destination=wanted.to.name, source=wanted.exchange, routing_key=wanted.pattern)
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
+
+
+def _version(value: object) -> tuple[int, ...]:
+    """`4.3.6` → (4, 3, 6). What is no number (`4.4.0-beta.1`) ends it."""
+    parts = itertools.takewhile(str.isdigit, _text(value).split("."))
+    return tuple(int(part) for part in parts)

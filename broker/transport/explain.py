@@ -51,8 +51,8 @@ def mismatch(what: str, text: str) -> str:
         return f"{what} cannot be declared: {text}"
     ours, theirs = (_shown_argument(match[side]) for side in ("ours", "theirs"))
     return (
-        f"{what} exists with other arguments: {match['key']} is {theirs} there and {ours} here; delete the "
-        f"{_how_to_delete(what)}, and start again"
+        f"{what} exists with other arguments: {match['key']} is {theirs} there and {ours} here; if an earlier version of ackback has "
+        f"declared it, `ackback migrate` brings it over with its messages, else delete the {_how_to_delete(what)}, and start again"
     )
 
 

@@ -43,6 +43,13 @@ class QueueState(NamedTuple):
     consumers: int
 
 
+class Server(NamedTuple):
+    """What a broker says that it is: its version, and the name of its cluster. Both are empty where it does not say."""
+
+    version: tuple[int, ...]
+    cluster: str
+
+
 class Consumer(Protocol):
     """What was delivered may be acknowledged at any time, also when no more is delivered.
 
@@ -64,6 +71,7 @@ class Connection(Protocol):
 
     lost: asyncio.Future[str]
     """Done when the connection has ended without `close`; its result says why."""
+    server: Server
 
     @property
     def blocked(self) -> bool:
@@ -73,12 +81,21 @@ class Connection(Protocol):
         """Make sure, one after the other, that they exist as described.
 
         Raises:
-            ConfigurationError: one exists with other arguments, or the user may not declare it.
+            OtherArgumentsError: one exists with other arguments.
+            ConfigurationError: the user may not declare it.
+            ConnectionLostError: the connection ended.
+        """
+
+    async def delete(self, one: Queue | Exchange) -> int:
+        """Delete it, if it is there, and return how many messages were on it.
+
+        Raises:
+            ConfigurationError: the user may not delete it.
             ConnectionLostError: the connection ended.
         """
 
     async def look_at(self, queue: str) -> QueueState | None:
-        """What is on a queue at the moment; None if there is no such queue.
+        """What is on a queue at the moment; None if there is no such queue. One that belongs to another connection seems empty.
 
         Raises:
             ConfigurationError: the user may not look at it.

@@ -15,10 +15,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
+from broker.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    NotAcceptedError,
+    OtherArgumentsError,
+    UnroutableError,
+)
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message, Publishing
-from broker.transport.interface import Delivery, QueueState
+from broker.transport.interface import Delivery, QueueState, Server
 
 
 @dataclass(slots=True, eq=False)
@@ -126,7 +132,7 @@ class MemoryBroker:
         elif existing.owner not in (None, connection):
             raise ConfigurationError(f"queue {queue.name!r} belongs to another connection alone (it is exclusive)")
         elif difference := _difference(existing.declared.arguments, queue.arguments):
-            raise ConfigurationError(
+            raise OtherArgumentsError(
                 f"queue {queue.name!r} exists with other arguments: {difference}; delete the queue once it is empty, "
                 "and start again"
             )
@@ -362,6 +368,7 @@ class MemoryConnection:
         self._unconfirmed: set[asyncio.Future[None]] = set()
         self._ended = False
         self.lost: asyncio.Future[str] = self._loop.create_future()
+        self.server = Server((), "")
 
     async def declare(self, *wanted: Queue | Exchange | Binding) -> None:
         self._check()
@@ -371,6 +378,15 @@ class MemoryConnection:
     @property
     def blocked(self) -> bool:
         return self._broker._blocked is not None
+
+    async def delete(self, one: Queue | Exchange) -> int:
+        self._check()
+        if isinstance(one, Exchange):
+            self._broker._exchanges.pop(one.name, None)
+            return 0
+        found = self._broker._queues.get(one.name)
+        self._broker.delete(one.name)
+        return len(found.ready) if found else 0
 
     async def look_at(self, queue: str) -> QueueState | None:
         self._check()

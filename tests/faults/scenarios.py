@@ -133,7 +133,7 @@ def delete_queues(attack: Attack) -> Check:
     attack.stage.patience = 8.0  # what is gone is not waited for
     attack.load()
     # Not ackback.due: what RabbitMQ is just moving to a queue that is deleted, it tries again three minutes later. It is not lost.
-    queues = ["faults.work", "callbacks", "ackback.delay.00", "faults.told"]
+    queues = ["faults.work", "callbacks", "ackback.later.00", "faults.told"]
 
     def delete() -> None:
         attack.stage.delete_queue(queues[attack.stage.faults % len(queues)])

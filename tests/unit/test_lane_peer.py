@@ -16,7 +16,8 @@ from broker import Service
 from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
 from broker.protocol.entities import Queue
 from broker.protocol.message import Message, Publishing
-from broker.transport.amqp import DECLARING_AT_ONCE, AmqpTransport
+from broker.transport import topology
+from broker.transport.amqp import AmqpTransport
 from broker.transport.interface import Delivery
 from broker.transport.lane import LaneTransport
 from tests.fake_broker import FakeBroker, delivery, fake_broker
@@ -248,7 +249,7 @@ def test_more_queues_than_the_broker_allows_channels_stop_the_start_up(transport
 
     async def test() -> None:
         few = [named(unique("few"), Nothing) for _ in range(6)]
-        async with fake_broker(channel_max=DECLARING_AT_ONCE + 10) as fake:
+        async with fake_broker(channel_max=topology.AT_ONCE + 10) as fake:
             async with running_daemon(transport([fake.url]), *few):  # with four queues of its own: ten
                 pass
             with pytest.raises(ConfigurationError, match="host fewer services in one process"):
