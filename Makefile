@@ -1,7 +1,7 @@
 # make demo: shows the main job. make test: runs every test but the long soak. Both set themselves up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-CONTRACT ?= tests/contract
+CONTRACT ?= tests/contract tests/integration/test_migrate.py
 # Several at once, each with a virtual host of its own, in a RabbitMQ that the tests start; one after the other in somebody else's.
 PROCESSES := $(if $(AMQP_URL),0,5)
 PYTEST = pytest -n $(PROCESSES)

@@ -13,6 +13,8 @@ from pamqp.commands import Basic, Channel, Confirm, Connection, Exchange, Queue
 from pamqp.exceptions import UnmarshalingException
 from pamqp.header import ContentHeader
 
+from broker.protocol.queues import MIGRATION
+
 ANSWERS: dict[type, Callable[[Any], Any]] = {
     Connection.Open: lambda _: Connection.OpenOk(),
     Connection.Close: lambda _: Connection.CloseOk(),
@@ -68,6 +70,9 @@ class Peer:
             self.published.append((*self._publishing, frame.properties.message_id))
         elif isinstance(frame, (Basic.Ack, Basic.Nack)):
             self.acknowledged.append(frame)
+        elif isinstance(frame, Queue.Declare) and frame.passive and frame.queue == MIGRATION:
+            self.channels.discard(channel)
+            self.send(channel, Channel.Close(404, "NOT_FOUND - no queue", 50, 10))
         elif answer := ANSWERS.get(type(frame)):
             self.send(channel, answer(frame))
             if isinstance(frame, Channel.Open):

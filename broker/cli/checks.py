@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from broker.errors import AckbackError
+from broker.errors import AckbackError, BrokerUnavailableError, ConfigurationError
 from broker.hosting import registry
 from broker.process import migration
 from broker.protocol.message import Message, Publishing
@@ -34,6 +34,9 @@ async def checks(config: Path | None, paths: Sequence[str] | None) -> AsyncItera
         yield f"services: {len(services)} found", None
     except AckbackError as error:
         yield "services", str(error)
+    if problem := await _problem_of_clusters(settings):
+        yield "cluster", problem
+        return
     transport = create(settings.urls, settings.broker.transport)
     try:
         connection = await transport.connect()
@@ -59,6 +62,20 @@ async def checks(config: Path | None, paths: Sequence[str] | None) -> AsyncItera
         yield await _probe(connection)
     finally:
         await connection.close()
+
+
+async def _problem_of_clusters(settings: Settings) -> str | None:
+    """Whether URLs that answer are of different clusters: a process would publish to one and consume from the other."""
+    first, *others = settings.urls
+    for url in others:
+        try:
+            connection = await create([first, url], settings.broker.transport).connect()
+        except BrokerUnavailableError:
+            continue
+        except ConfigurationError as error:
+            return str(error)
+        await connection.close()
+    return None
 
 
 async def _probe(connection: Connection) -> Step:

@@ -1,7 +1,7 @@
 """Which replies on the callback queue are handled where they come in, and which go to their callback's own queue.
 
 All callbacks share the callback queue's window. In place runs what is quick, as that saves a hop, and never in more than half of the
-window: then slow callbacks leave room, in which what is for the others is passed on.
+window at its narrowest: then slow callbacks leave room, in which what is for the others is passed on, also when it narrows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class InPlace:
     def takes(self, name: str) -> bool:
         """Whether a reply for this callback may be handled in place."""
         host = self._hosts.get(name)
-        if host is None or not host.free or 2 * len(self._running) >= self._intake.window.size:
+        if host is None or not host.free or 2 * len(self._running) >= self._intake.window.narrowest:
             return False
         until = self._slow_until.get(host)
         return until is None or time.monotonic() > until

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from broker.errors import AckbackError, ConfigurationError, OtherArgumentsError, alarm_note
@@ -24,7 +24,8 @@ BATCH = 500
 PATIENCE = 30.0
 """Seconds to wait for RabbitMQ, and for the consumers of a process that was killed to be gone."""
 POLL = 0.1
-SETTLED_AFTER = 0.5
+SETTLED_AFTER = 1.0
+"""Seconds after which what a killed process has written, or had in hand, is where it belongs: RabbitMQ does not tell."""
 
 
 class MigrationError(AckbackError):
@@ -82,7 +83,7 @@ async def interrupted(connection: Connection) -> str | None:
     """The queue at which an earlier migration was interrupted; empty if it was between two, None if there was none."""
     if await connection.look_at(MIGRATION) is None:
         return None
-    async with _Notes.of(connection) as notes:
+    async with _Notes.of(connection, interrupted=True) as notes:
         return notes.last.queue if notes.last else ""
 
 
@@ -102,14 +103,21 @@ async def migrate(connection: Connection, queues: Sequence[Queue], advance: Call
         MigrationError: it cannot go on; run again, it goes on where it was.
         BrokerUnavailableError: so, too.
     """
-    await connection.declare(own_queue(MIGRATION), own_queue(BESIDE))
-    async with _Notes.of(connection) as notes:
+    begins = await connection.look_at(MIGRATION) is None
+    await connection.declare(own_queue(BESIDE), own_queue(MIGRATION))
+    if begins:
+        await _confirmed(connection, [Publishing(MIGRATION, Message(Note("", "out").encode()))])
+    async with _Notes.of(connection, interrupted=not begins) as notes:
         mover = _Mover(connection, notes, advance)
         if notes.last is not None and notes.last.queue:
             await mover.bring_over(own_queue(notes.last.queue))
         for queue in queues:
             if await _is_former(connection, queue):
                 await mover.bring_over(queue)
+    if await _left_alone(connection, own_queue(BESIDE)):
+        raise MigrationError(
+            f"there are messages left on queue {BESIDE!r}, which nobody but `ackback migrate` should publish to"
+        )
     await connection.delete(own_queue(BESIDE))
     await connection.delete(own_queue(MIGRATION))
 
@@ -141,13 +149,17 @@ class _Notes:
 
     @classmethod
     @asynccontextmanager
-    async def of(cls, connection: Connection) -> AsyncIterator[_Notes]:
+    async def of(cls, connection: Connection, *, interrupted: bool) -> AsyncIterator[_Notes]:
         notes = cls(connection)
-        written = await _left_alone(connection, own_queue(MIGRATION))
+        written = await _left_alone(connection, own_queue(MIGRATION), 1)
         consumer = await connection.consume(MIGRATION, 10, notes._deliveries.put_nowait, lambda _: None)
         try:
             for _ in range(written):
                 await notes._take()
+            with suppress(TimeoutError):
+                while interrupted:  # what the interrupted process had in hand may come back later than what it had not
+                    async with asyncio.timeout(SETTLED_AFTER):
+                        await notes._take()
             yield notes
         finally:
             if notes._kept is not None:
@@ -179,26 +191,29 @@ class _Mover:
         self._advance = advance
 
     async def bring_over(self, queue: Queue) -> None:
-        last = self._notes.last
+        beside, last = own_queue(BESIDE), self._notes.last
         if last is None or last.queue != queue.name:
-            last = await self._notes.write(Note(queue.name, "out"))
-        beside = own_queue(BESIDE)
+            last = await self._notes.write(Note(queue.name, "out", left=await _left_alone(self._connection, queue)))
         if last.direction == "out":
             if await _is_former(self._connection, queue):
+                if self._forgets_what_is_given_back(queue):
+                    await self._move_singly(queue, beside)
+                    last = Note(queue.name, "out")
                 await self._move(queue, beside, last, migration.set_aside)
                 if lost := await self._connection.delete(queue):
                     raise MigrationError(
                         f"{lost} messages came to {queue} in the moment of its deletion, and went with it: somebody publishes to it"
                     )
-            last = await self._notes.write(Note(queue.name, "back"))
+            last = await self._notes.write(Note(queue.name, "back", left=await _left_alone(self._connection, beside)))
         await self._connection.declare(*with_what_leads_there(queue))
         await self._move(beside, queue, last, migration.put_back)
         await self._notes.write(Note("", "out"))
 
     async def _move(self, source: Queue, target: Queue, last: Note, converted: Callable[[Message], Message]) -> None:
         """Move all that is on `source`, in order. `last` is the note of the batch at which this was interrupted."""
-        interrupted = last if last.batch else None
-        while left := await _left_alone(self._connection, source):
+        interrupted, at_least = last if last.batch else None, last.left - len(last.batch)
+        while left := await _left_alone(self._connection, source, at_least):
+            at_least = 0
             arrived: asyncio.Queue[Delivery] = asyncio.Queue()
             consumer = await self._connection.consume(source.name, BATCH, arrived.put_nowait, lambda _: None)
             moved = 0
@@ -220,6 +235,22 @@ class _Mover:
                 self._advance(len(batch))
             while not arrived.empty():
                 arrived.get_nowait().requeue()
+            await consumer.cancel()
+
+    def _forgets_what_is_given_back(self, queue: Queue) -> bool:
+        """RabbitMQ 3 drops, from a queue with a delivery limit of -1, what a process that ends had in hand."""
+        return self._connection.server.version < (4,) and as_before(queue).arguments["x-delivery-limit"] == -1
+
+    async def _move_singly(self, source: Queue, target: Queue) -> None:
+        """Move all with one message in hand, and that for as short as can be. What has been published is acknowledged by our end, too."""
+        while left := await _left_alone(self._connection, source):
+            arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+            consumer = await self._connection.consume(source.name, 1, arrived.put_nowait, lambda _: None)
+            for _ in range(left):
+                delivery = await _next(arrived)
+                await _confirmed(self._connection, [Publishing(target.name, migration.set_aside(delivery.message))])
+                delivery.ack()
+                self._advance(1)
             await consumer.cancel()
 
     async def _note(self, batch: Sequence[Delivery], left: int, target: Queue) -> None:
@@ -249,11 +280,24 @@ class _Mover:
         return state.ready if state else 0
 
 
-async def _left_alone(connection: Connection, queue: Queue) -> int:
-    """How many messages are on a queue that nobody consumes. A consumer of a process that was killed may be there for a moment."""
-    async with _patience(f"{queue} has a consumer: stop all daemons, and whoever else consumes it, and run this again"):
-        while (state := await connection.look_at(queue.name)) is not None and state.consumers:
-            await asyncio.sleep(POLL)
+async def _left_alone(connection: Connection, queue: Queue, at_least: int = 0) -> int:
+    """How many messages are on a queue that nobody consumes.
+
+    The consumer of a process that was killed is there for a moment, and what that had in hand comes back a little later: so there is
+    something to wait for while there are fewer than `at_least`.
+    """
+    gives_up_at = asyncio.get_running_loop().time() + PATIENCE
+    while (state := await connection.look_at(queue.name)) is not None and (state.consumers or state.ready < at_least):
+        if asyncio.get_running_loop().time() > gives_up_at:
+            if state.consumers:
+                raise MigrationError(
+                    f"{queue} has a consumer: stop all daemons, and whoever else consumes it, and run this again"
+                )
+            logger.warning(
+                "%s has %d messages where there were %d: somebody has taken the others", queue, state.ready, at_least
+            )
+            break
+        await asyncio.sleep(POLL)
     return state.ready if state is not None else 0
 
 

@@ -51,8 +51,9 @@ class Note:
 
 
 def digest(message: Message) -> str:
-    """What tells a message from others, however often it has been delivered."""
-    return hashlib.sha256(dumps(_uncounted(message)).encode()).hexdigest()
+    """What tells a message from others, however often it has been delivered. RabbitMQ 3 gives headers in another order then."""
+    members = json.loads(dumps(_uncounted(message)))
+    return hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
 
 
 def set_aside(message: Message) -> Message:

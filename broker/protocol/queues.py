@@ -61,8 +61,9 @@ _WORK = _dying_to(UNDERTAKER)
 _QUARANTINE: Mapping[str, Any] = MappingProxyType({**_WORK, "x-delivery-limit": QUARANTINE_LIMIT})
 # What even the undertaker cannot read is kept as it is.
 _UNDERTAKERS = _dying_to(DEAD_LETTERS)
-# Without a limit: what is dead must not die again. RabbitMQ 4 would set one of 20 by default.
-_KEPT: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum", "x-delivery-limit": -1, **_CONSUMED})
+# What is dead must not die again. RabbitMQ 4 would set a limit of 20 by default; -1, which it takes for none, RabbitMQ 3 takes at its
+# word: there a message that is looked at and given back is gone (seen on 3.10.8).
+_KEPT: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1, **_CONSUMED})
 _KEEPING = frozenset({DEAD_LETTERS, MIGRATION, f"{MIGRATION}.messages"})
 
 
@@ -77,7 +78,8 @@ def own_queue(name: str) -> Queue:
 
 def as_before(queue: Queue) -> Queue:
     """A queue of ours as earlier versions have declared it."""
-    return Queue(queue.name, {name: value for name, value in queue.arguments.items() if name not in _CONSUMED})
+    former = {name: value for name, value in queue.arguments.items() if name not in _CONSUMED}
+    return Queue(queue.name, former | {"x-delivery-limit": -1} if queue.name in _KEEPING else former)
 
 
 def durable_queues(services: Iterable[str], callback_queue: str) -> list[Queue]:

@@ -42,49 +42,63 @@ CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 # aiormq gives a connection up after three of these and some seconds without a frame; RabbitMQ after two.
 HEARTBEAT = 10
+_CANNOT_CONNECT = (OSError, amqp.AMQPError, TimeoutError, RuntimeError)
 
 
 class AmqpTransport:
-    """Connects to one of `urls`, in random order: so processes spread over the nodes of a cluster, and those of a node that is lost
-    over the others. The one that it was connected to last is tried last."""
+    """Connects to the nodes of `urls` in random order, to publish to one and to consume from the next: so no node of a cluster has more
+    than half of the connections, however many processes there are. Those of a node that is lost spread over the others.
+    """
 
     def __init__(self, urls: list[str]) -> None:
         self._urls = urls
-        self._last: str | None = None
+        self._last: set[str] = set()
 
     @property
     def address(self) -> str:
         return ", ".join(masked(url) for url in self._urls)
 
     async def connect(self) -> AmqpConnection:
-        problems = []
-        for url in sorted(self._urls, key=lambda one: (one == self._last, random.random())):
-            try:
-                connection = await self._connect(url)
-            except BrokerUnavailableError as error:
-                problems.append(str(error))
-            else:
-                self._last = url
-                return connection
-        raise BrokerUnavailableError("; ".join(sorted(problems)))
-
-    async def _connect(self, url: str) -> AmqpConnection:
+        order = sorted(self._urls, key=lambda url: (url in self._last, random.random()))
         opened: list[aio_pika.abc.AbstractConnection] = []
-        with_heartbeat = URL(url) if "heartbeat" in URL(url).query else URL(url).update_query(heartbeat=HEARTBEAT)
         try:
-            for purpose in ("publish", "consume"):
-                properties = {"connection_name": f"ackback {purpose}", "product": "ackback"}
-                opened.append(await self._open(with_heartbeat, properties, CONNECT_TIMEOUT))
-            connection = self._connection(*opened)
-            await connection.open()
-            return connection
-        except BaseException as error:
+            at = await self._open_first(order, "publish", opened)
+            in_turn = [*order[at + 1 :], *order[: at + 1]]
+            other = await self._open_first(in_turn, "consume", opened)
+        except BaseException:
             for one in opened:
                 with suppress(Exception):
                     await one.close()
-            if isinstance(error, (OSError, amqp.AMQPError, TimeoutError, RuntimeError)):
-                raise BrokerUnavailableError(explain.connect(url, error, CONNECT_TIMEOUT)) from None
             raise
+        nodes = order[at], in_turn[other]
+        self._last = set(nodes)
+        connection = self._connection(*opened)
+        try:
+            await connection.open()
+            if len(self._last) == 2 and not await connection.is_of_one_cluster():
+                raise ConfigurationError(
+                    f"{' and '.join(map(masked, sorted(nodes)))} are not of one cluster: list nodes of one alone"
+                )
+        except BaseException as error:
+            await connection.close()
+            if isinstance(error, _CANNOT_CONNECT):
+                raise BrokerUnavailableError(explain.connect(nodes[0], error, CONNECT_TIMEOUT)) from None
+            raise
+        return connection
+
+    async def _open_first(self, urls: list[str], purpose: str, opened: list[aio_pika.abc.AbstractConnection]) -> int:
+        """Open a connection to the first that answers, and return which it was."""
+        properties = {"connection_name": f"ackback {purpose}", "product": "ackback"}
+        problems = []
+        for number, text in enumerate(urls):
+            url = URL(text) if "heartbeat" in URL(text).query else URL(text).update_query(heartbeat=HEARTBEAT)
+            try:
+                opened.append(await self._open(url, properties, CONNECT_TIMEOUT))
+            except _CANNOT_CONNECT as error:
+                problems.append(explain.connect(text, error, CONNECT_TIMEOUT))
+            else:
+                return number
+        raise BrokerUnavailableError("; ".join(sorted(problems)))
 
     async def _open(
         self, url: URL, client_properties: dict[str, Any], timeout: float
@@ -135,10 +149,14 @@ class AmqpConnection:
     def _agree_on(self, channel: aiormq.abc.AbstractChannel) -> None:
         """Take over what was agreed on when the connection was made (Connection.Tune)."""
         tune = channel.connection.connection_tune
-        told = channel.connection.server_properties
-        self.server = Server(_version(told.get("version")), _text(told.get("cluster_name")))
         self._frame_max = tune.frame_max or frames.DEFAULT_FRAME_MAX
         self._channel_max = tune.channel_max
+        self.server = _server(self._connections[0])
+
+    async def is_of_one_cluster(self) -> bool:
+        if self.server.cluster and self.server.cluster == _server(self._connections[1]).cluster:
+            return True
+        return await topology.is_one_cluster(self._topology, Topology(partial(self._open_channel, 0)))
 
     async def declare(self, *wanted: Queue | Exchange | Binding) -> None:
         with self.as_lost():
@@ -152,9 +170,11 @@ class AmqpConnection:
         with self.as_lost():
             return await self._topology.delete(one)
 
-    async def _open_channel(self) -> tuple[aio_pika.abc.AbstractChannel, aiormq.abc.AbstractChannel]:
+    async def _open_channel(
+        self, connection: int = 1
+    ) -> tuple[aio_pika.abc.AbstractChannel, aiormq.abc.AbstractChannel]:
         # On the connection that consumes: an exclusive queue belongs to the connection that declared it.
-        channel = self._connections[1].channel(publisher_confirms=False)
+        channel = self._connections[connection].channel(publisher_confirms=False)
         await channel.initialize()
         return channel, await channel.get_underlay_channel()
 
@@ -455,6 +475,12 @@ class AmqpDelivery:
         tag = self._delivered.delivery_tag
         assert tag is not None
         return tag
+
+
+def _server(connection: aio_pika.abc.AbstractConnection) -> Server:
+    assert connection.transport is not None
+    told = connection.transport.connection.server_properties
+    return Server(_version(told.get("version")), _text(told.get("cluster_name")))
 
 
 def _text(value: object) -> str:

@@ -78,6 +78,7 @@ class LaneConnection(AmqpConnection):
 
     async def open(self) -> None:
         publishing, consuming = self._connections
+        self._confirms = Confirms()
         self._watch()
         for connection in (publishing, consuming):
             self._protocol(connection).failed = self._lose
@@ -91,7 +92,6 @@ class LaneConnection(AmqpConnection):
         self._publishing_lane = self._protocol(publishing)
         for connection in (publishing, consuming):
             self._protocol(connection).frame_max = self._frame_max
-        self._confirms = Confirms()
         self._publishing_lane.attach(self._number, self)
         await underlay.confirm_delivery()
 

@@ -205,7 +205,7 @@ class MemoryBroker:
             queue.ready.popleft()
             queue.unacked += 1
             delivery = MemoryDelivery(item, queue, consumer)
-            consumer.unacked.add(delivery)
+            consumer.unacked[delivery] = None
             consumer.in_window.add(delivery)
             loop.call_soon(delivery.deliver)
 
@@ -222,7 +222,7 @@ class MemoryBroker:
         if delivery.settled:
             return
         delivery.settled = True
-        delivery.consumer.unacked.discard(delivery)
+        delivery.consumer.unacked.pop(delivery, None)
         delivery.consumer.in_window.discard(delivery)
         queue = delivery.queue
         queue.unacked -= 1
@@ -331,7 +331,7 @@ class MemoryConsumer:
         self.prefetch = prefetch
         self.on_delivery = on_delivery
         self.on_cancelled = on_cancelled
-        self.unacked: set[MemoryDelivery] = set()
+        self.unacked: dict[MemoryDelivery, None] = {}
         self.in_window: set[MemoryDelivery] = set()
         self.active = True
 
@@ -435,7 +435,7 @@ class MemoryConnection:
         for consumer in self._consumers:
             consumer.stop()
         for consumer in self._consumers:
-            for delivery in sorted(consumer.unacked, key=lambda d: d.item.deliveries):
+            for delivery in reversed(list(consumer.unacked)):
                 delivery.requeue()
         for confirm in list(self._unconfirmed):
             if not confirm.done():

@@ -14,6 +14,9 @@ import pytest
 from broker.errors import ConfigurationError, ConnectionLostError, NotAcceptedError, UnroutableError
 from broker.protocol.entities import Queue
 from broker.protocol.message import Message, Publishing
+from broker.protocol.names import DEAD_LETTERS
+from broker.protocol.queues import own_queue
+from broker.transport.browsing import walk
 from broker.transport.interface import Connection, Delivery, Transport
 from tests.support import delete_queues, run, unique, until
 
@@ -346,3 +349,28 @@ async def delete(transport: Transport, name: str) -> None:
         transport.delete(name)
     else:
         await delete_queues(transport, [name])
+
+
+def test_dead_letters_that_are_looked_at_again_and_again_stay(transport: Transport) -> None:
+    async def test() -> None:
+        queue = Queue(unique("dead"), own_queue(DEAD_LETTERS).arguments)
+        connection = await transport.connect()
+        await connection.declare(queue)
+        await asyncio.gather(*(connection.publish(Publishing(queue.name, Message(b"%d" % n))) for n in range(3)))
+        for _ in range(3):
+            seen: list[bytes] = []
+
+            async def look(message: Message, seen: list[bytes] = seen) -> bool:
+                seen.append(message.body)
+                return False
+
+            looking = await transport.connect()
+            await walk(looking, queue.name, look)
+            await looking.close()
+            assert seen == [b"0", b"1", b"2"]
+            while (state := await connection.look_at(queue.name)) is None or state != (3, 0):
+                await asyncio.sleep(0.01)
+        await connection.delete(queue)
+        await connection.close()
+
+    run(test())

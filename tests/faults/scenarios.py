@@ -22,6 +22,15 @@ Check = Callable[[Account], object]
 RATE = 250.0
 MIXED = "raise:10"
 FLAT = 32 << 20
+MANY = """
+from broker import Service
+
+class Many(Service):
+    name = 'faults.many.{0}'
+
+    def handle(self) -> None:
+        pass
+"""
 
 
 @dataclass
@@ -307,6 +316,30 @@ def cluster_nodes(attack: Attack) -> Check:
     return no_more
 
 
+def node_death(attack: Attack) -> Check:
+    """One of three nodes dies and stays away, with its share of the connections and leaders of six daemons and thirty services."""
+    stage, nodes = attack.stage, attack.nodes
+    files = [stage.path / f"many{number}.py" for number in range(30)]
+    for number, file in enumerate(files):
+        file.write_text(MANY.format(number))
+    for number in range(6):
+        stage.daemon("tests.faults.services", *map(str, files[number::6]))
+    listed = {
+        "leaders": nodes[0].ctl("list_queues", "name", "leader"),
+        "connections": nodes[0].ctl("list_connections", "pid"),
+    }
+    shares = {what: [text.count(node.name) for node in nodes] for what, text in listed.items()}
+    attack.load(4.0)
+    time.sleep(stage.rng.uniform(1.0, 2.0))
+    nodes[1].kill()
+    stage.faults += 1
+    print(f"on the three nodes: {shares}")
+    for what, counts in shares.items():
+        assert sum(counts) >= 30 or what == "connections"
+        assert max(counts) <= sum(counts) / 2, f"{what} on the nodes: {counts}"
+    return no_more
+
+
 SCENARIOS: dict[str, Callable[[Attack], Check]] = {
     one.__name__.replace("_", "-"): one
     for one in (
@@ -325,9 +358,10 @@ SCENARIOS: dict[str, Callable[[Attack], Check]] = {
         replay_while_killed,
         bad_network,
         cluster_nodes,
+        node_death,
     )
 }
-CLUSTERED = ("cluster-nodes",)
+CLUSTERED = ("cluster-nodes", "node-death")
 HAS_NETWORK = ("bad-network",)
 
 

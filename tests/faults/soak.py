@@ -16,8 +16,10 @@ from tests.faults.scenarios import CLUSTERED, SCENARIOS, run
 
 REPORT = Path(__file__).resolve().parent.parent.parent / "docs" / "reliability.md"
 COLUMNS = ("invocations", "faults", "ok", "error callback", "dead letter", "repeated", "deleted", "lost")
+SECONDS = "seconds"
+"""From the end of the faults to the last outcome: the longest of all runs."""
 SCALE = 3
-Sums = dict[tuple[str, str], dict[str, int]]
+Sums = dict[tuple[str, str], dict[str, float]]
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     begun = time.monotonic()
     until = begun + arguments.minutes * 60
-    sums: Sums = defaultdict(lambda: dict.fromkeys(("runs", *COLUMNS), 0))
+    sums: Sums = defaultdict(lambda: dict.fromkeys(("runs", *COLUMNS, SECONDS), 0))
     failures: list[str] = []
     compared = others.compare(arguments.seed)
     until += time.monotonic() - begun
@@ -64,18 +66,20 @@ def _play(name: str, nodes: list[Node], transport: str, seed: int, sums: Sums, f
     sums[name, transport]["runs"] += 1
     for column in COLUMNS:
         sums[name, transport][column] += int(str(row[column]))
+    sums[name, transport][SECONDS] = max(sums[name, transport][SECONDS], float(str(row[SECONDS])))
 
 
 def _table(sums: Sums) -> str:
     lines = [
-        f"| scenario | transport | runs | {' | '.join(COLUMNS[:-1])} | **lost** |",
-        "|---|---|" + "---:|" * (len(COLUMNS) + 1),
+        f"| scenario | transport | runs | {' | '.join(COLUMNS[:-1])} | **lost** | last outcome after, s |",
+        "|---|---|" + "---:|" * (len(COLUMNS) + 2),
     ]
     for (name, transport), sum_ in sums.items():
         numbers = [f"{sum_['runs']}", *(f"{sum_[column]:,}" for column in COLUMNS[:-1]), f"**{sum_['lost']}**"]
-        lines.append(f"| {name} | {transport} | {' | '.join(numbers)} |")
+        lines.append(f"| {name} | {transport} | {' | '.join(numbers)} | {sum_[SECONDS]:.1f} |")
     total = [f"{sum(one[column] for one in sums.values()):,}" for column in ("runs", *COLUMNS)]
-    lines.append(f"| all | | {' | '.join(total[:-1])} | **{total[-1]}** |")
+    longest = max(one[SECONDS] for one in sums.values())
+    lines.append(f"| all | | {' | '.join(total[:-1])} | **{total[-1]}** | {longest:.1f} |")
     return "\n".join(lines)
 
 

@@ -37,6 +37,7 @@ class Stage:
         self.run = f"run.{secrets.token_hex(4)}"
         self.faults = 0
         self.patience = NO_PROGRESS
+        self.seconds = 0.0
         self.destroyed = 0
         self.garbage = 0
         self.daemons: list[DaemonProcess] = []
@@ -101,19 +102,23 @@ class Stage:
             self.faults += 1
 
     def settle(self) -> Account:
-        """Wait until every accepted number has an outcome, or nothing has changed for `patience` seconds; return the account."""
-        changed, last = time.monotonic(), ""
+        """Wait until every accepted number has an outcome, or nothing has changed for `patience` seconds; return the account.
+
+        `seconds` is how long after this call the last outcome came: it is made when the last fault is over.
+        """
+        begun = changed = time.monotonic()
+        outcomes, last = 0, ""
         while True:
             self._read_dead_letters()
             account = self.ledger.account()
+            if (now := len(account.ok) + len(account.error) + len(account.dead)) != outcomes:
+                outcomes, self.seconds = now, time.monotonic() - begun
             accounted = not account.lost and len(account.garbage) >= self.garbage
-            done = not self.loading() and accounted and self._queues_are_empty()
-            if done:
+            if not self.loading() and accounted and self._queues_are_empty():
                 self._read_dead_letters()
                 return self.ledger.account()
-            now = str((len(account.accepted), account.ok, account.error, account.dead, account.garbage))
-            if now != last:
-                changed, last = time.monotonic(), now
+            if (state := str((len(account.accepted), outcomes, account.garbage))) != last:
+                changed, last = time.monotonic(), state
             if time.monotonic() - changed > self.patience:
                 return account
             time.sleep(0.2)
@@ -194,6 +199,7 @@ class Stage:
             "repeated": account.repeated,
             "deleted": min(len(account.lost), self.destroyed),
             "lost": max(0, len(account.lost) - self.destroyed),
+            "seconds": round(self.seconds, 1),
         }
 
     def logs(self) -> str:
@@ -254,7 +260,7 @@ class DaemonProcess:
 
     def close(self) -> None:
         self._ending.set()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.process.poll() is None or self._keeper.is_alive():
             self.process.send_signal(signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)
             with suppress(subprocess.TimeoutExpired):

@@ -25,6 +25,7 @@ def test_nothing_is_lost(name: str, transport: str, one_node: list[Node]) -> Non
     print(run(name, one_node, transport, SEED))
 
 
-def test_nothing_is_lost_in_a_cluster() -> None:
+@pytest.mark.parametrize("name", CLUSTERED)
+def test_nothing_is_lost_in_a_cluster(name: str) -> None:
     with cluster(3) as nodes:
-        print(run("cluster-nodes", nodes, "lane", SEED))
+        print(run(name, nodes, "lane", SEED))
