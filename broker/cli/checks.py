@@ -8,6 +8,7 @@ from pathlib import Path
 
 from broker.errors import AckbackError, BrokerUnavailableError, ConfigurationError
 from broker.hosting import registry
+from broker.hosting.registry import Registry
 from broker.process import migration
 from broker.protocol.message import Message, Publishing
 from broker.protocol.queues import delay_chain, durable_queues, reply_queue, with_what_leads_there
@@ -54,6 +55,11 @@ async def checks(config: Path | None, paths: Sequence[str] | None) -> AsyncItera
                 yield f"queue {queue.name}", None
             except AckbackError as error:
                 yield f"queue {queue.name}", str(error)
+        if services is not None:
+            elsewhere = await callbacks_elsewhere(connection, services)
+            for one in services:
+                for name in services.default_callbacks(one, elsewhere):
+                    yield f"callback of {one.name}: {name} ({place_of(name, services)})", None
         try:
             await connection.declare(*delay_chain())
             yield "delays (retries, delay=)", None
@@ -62,6 +68,16 @@ async def checks(config: Path | None, paths: Sequence[str] | None) -> AsyncItera
         yield await _probe(connection)
     finally:
         await connection.close()
+
+
+async def callbacks_elsewhere(connection: Connection, services: Registry) -> set[str]:
+    """The callbacks by convention that other daemons host."""
+    wanted = {name for one in services if (name := services.convention_elsewhere(one))}
+    return {name for name in wanted if await connection.look_at(name) is not None}
+
+
+def place_of(callback: str, services: Registry) -> str:
+    return "here" if callback in services else "elsewhere"
 
 
 async def _problem_of_clusters(settings: Settings) -> str | None:

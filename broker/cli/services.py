@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.cli.console import Config, Debug, quiet_settings
+from broker.cli.console import Config, Debug, quiet_settings, tell
+
+if TYPE_CHECKING:
+    from broker.hosting.registry import Registry
+    from broker.settings import Settings
 
 
 def services(
@@ -15,18 +20,23 @@ def services(
     debug: Debug = False,
 ) -> None:
     """List the services that would be hosted."""
+    from broker.cli.checks import place_of
     from broker.hosting import registry
 
-    found = registry.load(quiet_settings(config), paths or None)
-    rows = [("NAME", "CLASS", "QUEUE", "CALLBACK", "INPUT", "OUTPUT")]
+    settings = quiet_settings(config)
+    found = registry.load(settings, paths or None)
+    elsewhere = asyncio.run(_callbacks_elsewhere(settings, found))
+    rows = [("NAME", "CLASS", "QUEUE", "CALLBACK", "FOUND", "INPUT", "OUTPUT")]
     for one in sorted(found, key=lambda one: one.name):
-        chosen = ", ".join(found.default_callbacks(one)) or "-"
+        callbacks = found.default_callbacks(one, elsewhere)
+        places = dict.fromkeys(place_of(name, found) for name in callbacks)
         rows.append(
             (
                 one.name,
                 f"{one.cls.__module__}.{one.cls.__qualname__}",
                 one.name,
-                chosen,
+                ", ".join(callbacks) or "-",
+                ", ".join(places) or "-",
                 one.input_type,
                 one.output_type,
             )
@@ -34,3 +44,19 @@ def services(
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+async def _callbacks_elsewhere(settings: Settings, found: Registry) -> set[str]:
+    from broker.cli.checks import callbacks_elsewhere
+    from broker.errors import AckbackError
+    from broker.transport.factory import create
+
+    try:
+        connection = await create(settings.urls, settings.broker.transport).connect()
+        try:
+            return await callbacks_elsewhere(connection, found)
+        finally:
+            await connection.close()
+    except AckbackError as error:
+        tell(f"callbacks that other daemons host are not looked for: {error}")
+        return set()

@@ -9,6 +9,7 @@ from typing import cast
 from broker.errors import ConnectionLostError
 from broker.handling.calls import Calls
 from broker.handling.chain import DelayChain
+from broker.handling.convention import Convention
 from broker.handling.deadlines import Deadlines
 from broker.hosting.definition import ServiceDefinition
 from broker.hosting.registry import Registry
@@ -39,10 +40,11 @@ class Invoker:
         self.loop_thread = threading.get_ident()
         self.connection: Connection | None = None
         self._templates: dict[tuple[str, tuple[str, ...]], Template] = {}
+        self.convention = Convention(registry, self._templates.clear)
 
     def reply_to(self, definition: ServiceDefinition, callbacks: tuple[str, ...]) -> str | None:
         """The queue that a service's invocations ask replies on; None if there is nobody who would get them."""
-        return self.callback_queue if callbacks or self.registry.default_callbacks(definition) else None
+        return self.callback_queue if callbacks or self.convention.callbacks(definition) else None
 
     def template(self, definition: ServiceDefinition, callbacks: tuple[str, ...]) -> Template:
         """What a service's plain invocations with these callbacks have in common."""

@@ -48,6 +48,8 @@ class ServiceDefinition:
     idempotent: bool
     callbacks: tuple[str, ...]
     callback_from: tuple[str, ...] | None
+    by_convention: bool
+    """Whether the convention may find a callback: not if the class says `callback = None`."""
 
     @property
     def input_type(self) -> str:
@@ -97,7 +99,12 @@ def define(cls: type[Service], name: str, names: Mapping[type[Service], str], se
         idempotent=options["idempotent"],
         callback_from=None if options["callback_from"] is None else tuple(options["callback_from"]),
         callbacks=tuple(_callback_names(options["callback"], names, own_queues, cls)),
+        by_convention=not _says_nobody(cls),
     )
+
+
+def _says_nobody(cls: type[Service]) -> bool:
+    return hasattr(cls, "callback") and cls.callback is None
 
 
 def _signature(cls: type[Service], handle: Any) -> tuple[inspect.Parameter | None, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from broker.hosting import zato
 from broker.hosting.definition import ServiceDefinition, define
 from broker.hosting.modules import modules
 from broker.hosting.naming import checked_name, name_of, where
-from broker.protocol.names import callback_name
+from broker.protocol.names import callback_name, name_problem
 from broker.service import Callback, Service
 
 if TYPE_CHECKING:
@@ -53,12 +53,21 @@ class Registry:
         """
         return name_of(service, self._names, self.own_queues)
 
-    def default_callbacks(self, definition: ServiceDefinition) -> tuple[str, ...]:
-        """Who gets the reply when an invocation of `definition`'s names nobody; empty if nobody does."""
-        if definition.callbacks:
+    def default_callbacks(self, definition: ServiceDefinition, elsewhere: Container[str] = ()) -> tuple[str, ...]:
+        """Who gets the reply when an invocation of `definition`'s names nobody; empty if nobody does.
+
+        `elsewhere` are callbacks by convention that other daemons host.
+        """
+        if definition.callbacks or not definition.by_convention:
             return definition.callbacks
-        by_convention = callback_name(definition.name)
-        return (by_convention,) if by_convention in self else ()
+        name = callback_name(definition.name)
+        return (name,) if name in self or name in elsewhere else ()
+
+    def convention_elsewhere(self, definition: ServiceDefinition) -> str | None:
+        """The callback by convention that only another daemon can host; None if there is one here, or none is wanted."""
+        name = callback_name(definition.name)
+        is_open = definition.by_convention and not definition.callbacks and name not in self
+        return name if is_open and name_problem(name) is None else None
 
 
 def load(settings: Settings, paths: Sequence[str] | None = None) -> Registry:

@@ -29,6 +29,7 @@ RECONNECT_MAXIMUM = 10.0
 LOOK_AT_QUARANTINE = 10.0
 QUARANTINE_POLL = 0.1
 LOOK_AT_MIGRATION = 1.0
+LOOK_FOR_CALLBACKS = 20.0
 SUSPECTS_GRACE = 2.0
 """Seconds that the process of what is in quarantine has beyond its grace period, which is this one's, to end."""
 BETWEEN_STARTS = 1.0
@@ -97,7 +98,7 @@ class Daemon:
         """
         serving = asyncio.ensure_future(self._serve())
         stopping = asyncio.ensure_future(self._stop.wait())
-        beside = []
+        beside = [asyncio.ensure_future(self._look_for_callbacks())]
         if self._suspects is not None:
             beside.append(asyncio.ensure_future(self._have_suspects_handled(self._suspects)))
         if self._suspects_only:
@@ -148,6 +149,7 @@ class Daemon:
         queues = durable_queues((d.name for d in self._registry), self._settings.callbacks.queue)
         if not self._suspects_only:  # its parent has
             await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
+        await self._arrivals.invoker.convention.look_for_all(connection)
         self._arrivals.invoker.connection = connection
         self.up.set()
         # Before anything is consumed, as this process may not live for long.
@@ -181,6 +183,15 @@ class Daemon:
             self._transport.address,
             os.getpid(),
         )
+
+    async def _look_for_callbacks(self) -> None:
+        """Now and then look whether callbacks by convention have come or gone with other daemons."""
+        while not self._stop.is_set():
+            await asyncio.sleep(LOOK_FOR_CALLBACKS)
+            await self.ready.wait()
+            with suppress(BrokerUnavailableError):
+                if self._connection is not None:
+                    await self._arrivals.invoker.convention.look_again(self._connection)
 
     async def _have_suspects_handled(self, suspects: Suspects) -> None:
         """Whenever something is in quarantine, have it handled in a process of its own."""

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from broker import Service
+from broker.process import daemon as daemon_module
+from broker.protocol.entities import Queue
 from broker.protocol.message import Message
 from broker.transport.interface import Transport
 from tests.contract.services import ClassicEcho, Echo, Failing, Seen, collecting_callback, echo
-from tests.support import named, run, running, unique, until
+from tests.support import Running, named, run, running, unique, until
 
 
 @pytest.mark.parametrize("style", ["def", "async def"])
@@ -110,6 +112,79 @@ def test_without_a_callback_the_convention_finds_one_and_else_no_reply_is_asked_
             await daemon.publish(Source.name, Message())
             assert [(kind, text) for kind, _, text in await seen.wait()] == [("ok", "done")]
             assert requests == [("lonely", None), ("source", daemon.callback_queue)]
+
+    run(test())
+
+
+def test_the_convention_finds_a_callback_that_another_daemon_hosts_in_both_orders_of_starting(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "LOOK_FOR_CALLBACKS", 0.1)
+    seen = Seen()
+    asked: list[str | None] = []
+
+    class Target(Service):
+        name = unique("target")
+
+        async def handle(self) -> str:
+            asked.append(self.request.reply_to)
+            return "done"
+
+    class Source(Service):
+        name = unique("source")
+
+        async def handle(self) -> None:
+            self.invoke_async(Target)
+
+    callback = collecting_callback(seen, Source.name + "-async-callback")
+
+    async def until_asked(daemon: Running, reply_to: str | None) -> None:
+        async with asyncio.timeout(30):
+            while not asked or asked[-1] != reply_to:
+                count = len(asked)
+                await daemon.publish(Source.name, Message())
+                await until(lambda count=count: len(asked) > count)
+
+    async def test() -> None:
+        async with running(transport, Source, Target) as daemon:
+            await until_asked(daemon, None)
+            async with running(transport, callback):
+                await until_asked(daemon, daemon.callback_queue)
+                assert (await seen.wait())[0][2] == "done"
+            await daemon.connection.delete(Queue(callback.name))
+            await until_asked(daemon, None)
+        asked.clear()
+        async with running(transport, callback), running(transport, Source, Target) as daemon:
+            await daemon.publish(Source.name, Message())
+            await until(lambda: asked)
+            assert asked == [daemon.callback_queue]
+
+    run(test())
+
+
+def test_a_callback_of_none_written_out_means_nobody(transport: Transport) -> None:
+    requests: list[str | None] = []
+
+    class Target(Service):
+        name = unique("target")
+
+        async def handle(self) -> None:
+            requests.append(self.request.reply_to)
+
+    class Source(Service):
+        name = unique("source")
+        callback = None
+
+        async def handle(self) -> None:
+            self.invoke_async(Target)
+
+    callback = collecting_callback(Seen(), Source.name + "-async-callback")
+
+    async def test() -> None:
+        async with running(transport, Source, Target, callback) as daemon:
+            await daemon.publish(Source.name, Message())
+            await until(lambda: requests)
+            assert requests == [None]
 
     run(test())
 

@@ -130,15 +130,30 @@ def test_services_lists_what_would_be_hosted(project: Project, ackback: Run) -> 
     project()
     done = ackback("services")
     lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
-    assert lines["NAME"] == ["CLASS", "QUEUE", "CALLBACK", "INPUT", "OUTPUT"]
+    assert lines["NAME"] == ["CLASS", "QUEUE", "CALLBACK", "FOUND", "INPUT", "OUTPUT"]
     assert lines["orders.place"] == [
         "services.orders.Place",
         "orders.place",
         "orders.place-async-callback",
+        "here",
         "services.orders.Order",
         "str",
     ]
-    assert lines["zato.ping"][2] == "-"
+    assert lines["zato.ping"][2:4] == ["-", "-"]
+
+
+def test_services_says_where_the_callback_was_found(project: Project, ackback: Run, rabbitmq_url: str) -> None:
+    project(
+        {"source.py": "from broker import Service\nclass S(Service):\n  name = 'a.source'\n  def handle(self): pass"}
+    )
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("a.source-async-callback", durable=True, arguments={"x-queue-type": "quorum"})
+        try:
+            assert "a.source-async-callback  elsewhere" in ackback("services").stdout
+            assert "ok      callback of a.source: a.source-async-callback (elsewhere)" in ackback("check").stdout
+        finally:
+            channel.queue_delete("a.source-async-callback")
 
 
 def test_check_is_fine(daemon: Process, ackback: Run) -> None:
