@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,7 @@ from broker.hosting.registry import Registry
 from broker.log import logger
 from broker.process import migration
 from broker.process.suspects import Suspects
-from broker.protocol.queues import durable_queues, own_queue, with_what_leads_there
+from broker.protocol.queues import ACKNOWLEDGEMENT_TIMEOUT, durable_queues, own_queue, with_what_leads_there
 from broker.settings import Settings
 from broker.stores.factory import open_store
 from broker.transport.interface import Connection, Consumer, Transport
@@ -30,6 +30,10 @@ LOOK_AT_QUARANTINE = 10.0
 QUARANTINE_POLL = 0.1
 LOOK_AT_MIGRATION = 1.0
 LOOK_FOR_CALLBACKS = 20.0
+HEARS_TIMEOUTS = (3, 12)
+"""The version of RabbitMQ from which `x-consumer-timeout` counts as a queue's argument."""
+RABBITMQS_TIMEOUT = 1800.0
+"""Seconds."""
 SUSPECTS_GRACE = 2.0
 """Seconds that the process of what is in quarantine has beyond its grace period, which is this one's, to end."""
 BETWEEN_STARTS = 1.0
@@ -77,6 +81,7 @@ class Daemon:
         self._connection: Connection | None = None
         self._stop = asyncio.Event()
         self._was_ready = False
+        self._told_of_timeouts = False
         self.up = asyncio.Event()
         self.ready = asyncio.Event()
 
@@ -160,6 +165,7 @@ class Daemon:
         self._was_ready = True
         if not self._suspects_only:
             self._tell_ready(len(queues))
+        self._tell_of_timeouts(connection.server.version)
 
     async def _while_queues_are_migrated(self, connection: Connection) -> None:
         told = None
@@ -171,18 +177,32 @@ class Daemon:
 
     def _tell_ready(self, queues: int) -> None:
         names = sorted(definition.name for definition in self._registry)
-        more = f" and {len(names) - SHOWN_SERVICES} more" if len(names) > SHOWN_SERVICES else ""
         logger.info(
-            "ready: %d service%s (%s%s) on %d queues, callbacks on %r, broker %s, pid %d",
+            "ready: %d service%s (%s) on %d queues, callbacks on %r, broker %s, pid %d",
             len(names),
             "" if len(names) == 1 else "s",
-            ", ".join(names[:SHOWN_SERVICES]) or "none",
-            more,
+            shortened(names),
             queues,
             self._settings.callbacks.queue,
             self._transport.address,
             os.getpid(),
         )
+
+    def _tell_of_timeouts(self, version: tuple[int, ...]) -> None:
+        """Say, once, whose messages RabbitMQ delivers again before they are handled, as it does not hear how long it is to wait."""
+        if self._told_of_timeouts or not () < version < HEARS_TIMEOUTS:
+            return
+        self._told_of_timeouts = True
+        names = sorted(one.name for one in self._registry if one.timeout is None or one.timeout >= RABBITMQS_TIMEOUT)
+        if names:
+            logger.warning(
+                "RabbitMQ %s delivers again what has not been handled after %d minutes, and heeds nobody but its own configuration: "
+                "for services that may take longer (%s) put `consumer_timeout = %d` into rabbitmq.conf, or give them a timeout",
+                ".".join(map(str, version)),
+                RABBITMQS_TIMEOUT / 60,
+                shortened(names),
+                round(ACKNOWLEDGEMENT_TIMEOUT * 1000),
+            )
 
     async def _look_for_callbacks(self) -> None:
         """Now and then look whether callbacks by convention have come or gone with other daemons."""
@@ -294,6 +314,12 @@ class Daemon:
         if connection is not None:
             await connection.close()
         self._arrivals.forget_lost()
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first of many names."""
+    more = f" and {len(names) - SHOWN_SERVICES} more" if len(names) > SHOWN_SERVICES else ""
+    return (", ".join(names[:SHOWN_SERVICES]) or "none") + more
 
 
 async def _is_filled(connection: Connection, queue: str) -> bool:

@@ -34,6 +34,7 @@ class Topology:
         self._open_channel = open_channel
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._created_at_once = asyncio.Semaphore(CREATED_AT_ONCE)
+        self._free: list[_Channel] = []
 
     async def declare(self, *wanted: Queue | Exchange | Binding) -> None:
         """Make sure, one after the other, that they exist as described.
@@ -43,42 +44,54 @@ class Topology:
             ConfigurationError: the user may not declare it, or what a binding needs does not exist.
         """
         async with self._at_once:
-            channel, underlay = await self._open_channel()
+            channel = await self._channel()
             for one in wanted:
                 with _refusals(f"declare {one}", "configure or read", str(one)):
-                    if not isinstance(one, Queue) or one.exclusive or await _exists(underlay, one):
-                        await _declare(underlay, one)
+                    if not isinstance(one, Queue) or one.exclusive or await _exists(channel, one):
+                        await _declare(channel, one)
                     else:
-                        channel, underlay = await self._open_channel()
+                        channel = await self._channel()
                         async with self._created_at_once:
-                            await _declare(underlay, one)
-            await channel.close()
+                            await _declare(channel, one)
+            await self._give_back(channel)
 
     async def look_at(self, name: str) -> QueueState | None:
         """What is on a queue; None if there is none of that name."""
         async with self._at_once:
-            channel, underlay = await self._open_channel()
+            channel = await self._channel()
             with _refusals(f"look at queue {name!r}", "configure"):
                 try:
-                    answer = await underlay.queue_declare(name, passive=True)
+                    answer = await channel[1].queue_declare(name, passive=True)
                 except amqp.ChannelNotFoundEntity:
                     return None
                 except amqp.ChannelLockedResource:
                     return QueueState(0, 0)
-            await channel.close()
+            await self._give_back(channel)
             return QueueState(answer.message_count or 0, answer.consumer_count or 0)
 
     async def delete(self, one: Queue | Exchange) -> int:
         """Delete it, if it is there, and return how many messages were on it."""
-        channel, underlay = await self._open_channel()
-        with _refusals(f"delete {one}", "configure"):
-            if isinstance(one, Exchange):
-                await underlay.exchange_delete(one.name)
-                count = 0
-            else:
-                count = (await underlay.queue_delete(one.name)).message_count or 0
-        await channel.close()
-        return count
+        async with self._at_once:
+            channel = await self._channel()
+            with _refusals(f"delete {one}", "configure"):
+                if isinstance(one, Exchange):
+                    await channel[1].exchange_delete(one.name)
+                    count = 0
+                else:
+                    count = (await channel[1].queue_delete(one.name)).message_count or 0
+            await self._give_back(channel)
+            return count
+
+    async def _channel(self) -> _Channel:
+        return self._free.pop() if self._free else await self._open_channel()
+
+    async def _give_back(self, channel: _Channel) -> None:
+        """Keep a channel on which nothing was refused while others wait for one, and close all as soon as nobody does."""
+        self._free.append(channel)
+        if not self._at_once.locked():
+            unused, self._free = self._free, []
+            for one, _ in unused:
+                await one.close()
 
 
 async def is_one_cluster(one: Topology, other: Topology) -> bool:
@@ -112,16 +125,17 @@ def _refusals(what: str, permission: str, declared: str = "") -> Iterator[None]:
         raise ConfigurationError(explain.refusal(what, permission, error)) from None
 
 
-async def _exists(channel: aiormq.abc.AbstractChannel, queue: Queue) -> bool:
+async def _exists(channel: _Channel, queue: Queue) -> bool:
     """Whether a queue of that name is there; if not, RabbitMQ has closed the channel."""
     try:
-        await channel.queue_declare(queue.name, passive=True)
+        await channel[1].queue_declare(queue.name, passive=True)
     except amqp.ChannelNotFoundEntity:
         return False
     return True
 
 
-async def _declare(channel: aiormq.abc.AbstractChannel, wanted: Queue | Exchange | Binding) -> None:
+async def _declare(opened: _Channel, wanted: Queue | Exchange | Binding) -> None:
+    channel = opened[1]
     if isinstance(wanted, Queue):
         shared = not wanted.exclusive
         arguments = dict(wanted.arguments) or None

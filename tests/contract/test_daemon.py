@@ -18,7 +18,7 @@ from broker.protocol.message import Message, Publishing
 from broker.transport.interface import Delivery, Transport
 from broker.transport.memory import MemoryBroker
 from tests.contract.conftest import Cuttable
-from tests.support import delete_queues, run, running, unique, until
+from tests.support import delete_queues, named, run, running, unique, until
 
 Through = Callable[[], AbstractAsyncContextManager[Cuttable]]
 
@@ -263,5 +263,21 @@ def test_an_alarm_holds_publishing_back_and_loses_nothing() -> None:
             await asyncio.gather(*waiting)
             bodies = sorted([int((await inbox.next()).body) for _ in range(20)])
             assert bodies == list(range(20))
+
+    run(test())
+
+
+def test_where_rabbitmq_hears_no_acknowledgement_timeout_the_daemon_says_whom_it_concerns(
+    transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        slow, quick = named(unique("slow"), Echo), type("Quick", (Echo,), {"name": unique("quick"), "timeout": 60.0})
+        with caplog.at_level(logging.WARNING):
+            async with running(transport, slow, quick) as daemon:
+                told = [one for one in caplog.messages if "consumer_timeout = 2592000000" in one]
+                assert len(told) == (
+                    len(daemon.connection.server.version) > 0 and daemon.connection.server.version < (3, 12)
+                )
+                assert all(slow.name in one and quick.name not in one for one in told)
 
     run(test())
