@@ -87,6 +87,8 @@ class Request:
 
 
 def _lenient_text(message: Message) -> str:
+    if bodies.is_amqp_value(message):
+        return bodies.text(message)
     return message.body.decode("utf-8", "replace")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -124,6 +125,12 @@ def install(package: str = "rabbitmq-server", what_to_do: str = WHAT_TO_DO) -> N
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise RuntimeError(what_to_do)
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    with (Path(tempfile.gettempdir()) / "ackback-apt.lock").open("w") as lock:  # several processes test at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install(package, what_to_do, environment)
+
+
+def _install(package: str, what_to_do: str, environment: dict[str, str]) -> None:
     # The package starts a node of its own on port 5672 unless policy forbids it.
     policy = Path("/usr/sbin/policy-rc.d")
     if not policy.exists():

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from broker.errors import InvalidInputError
+from broker.protocol import amqp_value
 from broker.protocol.message import Message
 
 JSON = "application/json"
@@ -61,6 +62,8 @@ def decode(message: Message) -> Any:
         return _parse(message.body)
     if kind == "text":
         return text(message)
+    if kind == amqp_value.TYPE:
+        return amqp_value.decode(message.body)
     if kind == "":
         try:
             return json.loads(message.body)
@@ -74,16 +77,32 @@ def decode(message: Message) -> Any:
 
 
 def text(message: Message) -> str:
-    """The body as text, in the character set that the message names, else UTF-8.
+    """The body as text, in the character set that the message names, else UTF-8. An AMQP 1.0 value that is no text is JSON.
 
     Raises:
         InvalidInputError: it is not text of that character set.
     """
+    if is_amqp_value(message):
+        return _text_of(amqp_value.decode(message.body))
     charset = _charset(message)
     try:
         return message.body.decode(charset)
     except UnicodeDecodeError:
         raise InvalidInputError(f"the body is not text in {charset}") from None
+
+
+def is_amqp_value(message: Message) -> bool:
+    """Whether RabbitMQ hands on what an AMQP 1.0 client has sent as a value, in its encoding."""
+    return message.type == amqp_value.TYPE and not message.content_type
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return value.decode() if isinstance(value, bytes) else to_json(value).decode()
+    except (UnicodeDecodeError, PydanticSerializationError) as error:
+        raise InvalidInputError(f"the body is no text: {error}") from None
 
 
 def validate(message: Message, adapter: TypeAdapter[Any], *, or_text: bool = False) -> Any:
@@ -107,6 +126,10 @@ def validate(message: Message, adapter: TypeAdapter[Any], *, or_text: bool = Fal
         return _validated(adapter.validate_json, body)
     if kind == "text":
         return _first_valid((adapter.validate_python, text(message)), (adapter.validate_json, body))
+    if kind == amqp_value.TYPE:
+        value = amqp_value.decode(body)
+        as_json = [(adapter.validate_json, value)] if isinstance(value, (str, bytes)) else []
+        return _first_valid((adapter.validate_python, value), *as_json)
     if kind in ("", "json"):
         try:
             return _first_valid((adapter.validate_json, body), (adapter.validate_python, body.decode()))
@@ -116,7 +139,7 @@ def validate(message: Message, adapter: TypeAdapter[Any], *, or_text: bool = Fal
 
 
 def media_type(message: Message) -> str:
-    """Which way to read the body: `json`, `text`, empty when the sender does not say, or the type itself.
+    """Which way to read the body: `json`, `text`, empty when the sender does not say, or the type itself. `amqp-1.0` is a value.
 
     Raises:
         InvalidInputError: the body is compressed or encoded in a way that is not understood.
@@ -125,6 +148,8 @@ def media_type(message: Message) -> str:
     if encoding not in _NO_ENCODING and not _is_charset(encoding):
         raise InvalidInputError(f"content encoding {encoding[:40]!r} is not supported; send the body as it is")
     name = (message.content_type or "").partition(";")[0].strip().lower()
+    if is_amqp_value(message):
+        return amqp_value.TYPE
     if name == JSON or name.endswith("+json"):
         return "json"
     return "text" if name.startswith("text/") else name

@@ -175,3 +175,24 @@ def test_an_expired_request_gets_an_error_reply_and_a_dead_letter(transport: Tra
             release.set()
 
     run(test())
+
+
+def test_a_value_of_an_amqp_1_0_client_is_the_payload_and_a_malformed_one_invalid(transport: Transport) -> None:
+    class Shows(Service):
+        name = unique("shows")
+
+        async def handle(self) -> str:
+            return repr(self.request.payload)
+
+    async def test() -> None:
+        async with running(transport, Shows) as daemon:
+            good = Message(b"\0\x53\x77\xa1\x03tea", type="amqp-1.0", correlation_id="good")
+            assert (await daemon.ask(Shows.name, good)).body == b"'tea'"
+            bad = Message(b"\0\x53\x77\xa1\x09tea", type="amqp-1.0", correlation_id="bad")
+            reply = await daemon.ask(Shows.name, bad)
+            assert b"the body is no AMQP 1.0 value: it ends too early" in reply.body
+            dead = await daemon.dead_letter("bad")
+            assert dead.headers["dead-reason"] == "invalid"
+            assert dead.type == "amqp-1.0"
+
+    run(test())

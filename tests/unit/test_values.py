@@ -18,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 from broker import Retry
 from broker.backoff import backoff
 from broker.errors import InvalidInputError, ServiceDefinitionError
-from broker.protocol import bodies, deaths, outcomes, problems
+from broker.protocol import amqp_value, bodies, deaths, outcomes, problems
 from broker.protocol import headers as h
 from broker.protocol.cids import derived_cid, new_cid, seed_of
 from broker.protocol.message import Message
@@ -339,3 +339,18 @@ def test_backoff_doubles_to_its_maximum() -> None:
 def test_retry_refuses_what_makes_no_sense(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Retry(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("encoded", "value"),
+    [
+        ("7432800001", Decimal(1)),
+        ("74b2800001", Decimal(-1)),
+        ("74320000ff", Decimal("25.5")),
+        ("8431c0000000000001", Decimal(1)),
+        ("943040000000000000000000000000007b", Decimal(123)),
+        ("747c000000", Decimal("NaN")),
+    ],
+)
+def test_decimals_of_amqp_1_0(encoded: str, value: Decimal) -> None:
+    assert str(amqp_value.decode(bytes.fromhex("005377" + encoded))) == str(value)
