@@ -18,6 +18,7 @@ from broker.errors import (
     Rejected,
     alarm_note,
 )
+from broker.handling.addressed import AddressedQueues
 from broker.handling.calls import Calls
 from broker.handling.chain import DelayChain
 from broker.handling.invoker import retrieved
@@ -69,6 +70,7 @@ class AsyncClient:
         self._connecting: asyncio.Lock = asyncio.Lock()
         self._calls = Calls()
         self._chain = DelayChain()
+        self._addressed = AddressedQueues(self._settings.callbacks.queue)
 
     async def __aenter__(self) -> Self:
         await self._connected()
@@ -94,6 +96,7 @@ class AsyncClient:
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
         cid: str | None = None,
+        echo: bool | None = None,
         timeout: float | None = TIMEOUT,
     ) -> str:
         """Invoke a service in the background; return the CID once the broker has confirmed the request.
@@ -109,7 +112,7 @@ class AsyncClient:
             TypeError: the payload cannot be serialised.
         """
         target, template = self._template(
-            name, callback=callback, delay=delay, expiration=expiration, priority=priority, headers=headers
+            name, callback=callback, echo=echo, delay=delay, expiration=expiration, priority=priority, headers=headers
         )
         publishing = self._request(target, template, payload, cid)
         used = cast(str, publishing.message.correlation_id)
@@ -134,6 +137,7 @@ class AsyncClient:
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
+        echo: bool | None = None,
         timeout: float | None = TIMEOUT,
     ) -> list[str]:
         """Invoke a service once for each payload; return the CIDs, in order, once the broker has confirmed all.
@@ -149,7 +153,7 @@ class AsyncClient:
             TypeError: a payload cannot be serialised; those before it are sent.
         """
         target, template = self._template(
-            name, callback=callback, delay=delay, expiration=expiration, priority=priority, headers=headers
+            name, callback=callback, echo=echo, delay=delay, expiration=expiration, priority=priority, headers=headers
         )
         bulk = _Bulk(timeout)
         try:
@@ -215,20 +219,28 @@ class AsyncClient:
     def _confirm(self, publishing: Publishing) -> asyncio.Future[None]:
         """Publish on the connection that there is."""
         assert self._connection is not None
-        if publishing.exchange:
-            return asyncio.ensure_future(self._chain.publish(self._connection, publishing))
+        if publishing.exchange or publishing.message.reply_to in self._addressed:
+            return asyncio.ensure_future(self._publish_later(self._connection, publishing))
         return self._connection.publish(publishing)
 
+    async def _publish_later(self, connection: Connection, publishing: Publishing) -> None:
+        if publishing.message.reply_to in self._addressed:
+            await self._addressed.declare(connection, publishing)
+        await (self._chain.publish(connection, publishing) if publishing.exchange else connection.publish(publishing))
+
     def _template(
-        self, name: Callback, *, callback: Callbacks | None = None, **properties: Any
+        self, name: Callback, *, callback: Callbacks | None = None, echo: bool | None = None, **properties: Any
     ) -> tuple[str, Template]:
         """The target's name, and what is the same for all requests to it."""
         queue = self._settings.callbacks.queue
         own_queues = frozenset({queue})
         given = () if callback is None else callback if isinstance(callback, (list, tuple)) else (callback,)
         callbacks = tuple(dict.fromkeys(name_of(cast(Callback, one), {}, own_queues) for one in given))
-        template = Template(callbacks=callbacks, reply_to=queue if callbacks else None, **properties)
-        return name_of(name, {}, own_queues), template
+        target = name_of(name, {}, own_queues)
+        reply_to = queue if callbacks else None
+        if callbacks and (target in self._settings.silent if echo is None else not echo):
+            reply_to = self._addressed.reply_to(target, callbacks)
+        return target, Template(callbacks=callbacks, reply_to=reply_to, **properties)
 
     def _request(self, target: str, template: Template, payload: Any, cid: str | None = None) -> Publishing:
         cid = new_cid() if cid is None else check_cid(cid)
@@ -385,6 +397,7 @@ class Client:
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
         cid: str | None = None,
+        echo: bool | None = None,
         timeout: float | None = TIMEOUT,
     ) -> str:
         """See `AsyncClient.invoke_async`."""
@@ -398,6 +411,7 @@ class Client:
                 priority=priority,
                 headers=headers,
                 cid=cid,
+                echo=echo,
                 timeout=timeout,
             )
         )
@@ -412,6 +426,7 @@ class Client:
         expiration: float | None = None,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
+        echo: bool | None = None,
         timeout: float | None = TIMEOUT,
     ) -> list[str]:
         """See `AsyncClient.invoke_many`. The payloads are taken on the client's thread."""
@@ -424,6 +439,7 @@ class Client:
                 expiration=expiration,
                 priority=priority,
                 headers=headers,
+                echo=echo,
                 timeout=timeout,
             )
         )

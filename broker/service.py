@@ -129,6 +129,7 @@ class Handling(Protocol):
         priority: int | None,
         headers: Mapping[str, Any] | None,
         cid: str | None,
+        echo: bool | None,
     ) -> str: ...
     def invoke_many(
         self,
@@ -201,6 +202,7 @@ class Service:
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
         cid: str | None = None,
+        echo: bool | None = None,
     ) -> str:
         """Invoke a service in the background and return the invocation's CID at once.
 
@@ -213,12 +215,14 @@ class Service:
             name: the service to invoke, by name or class.
             payload: `str` and `bytes` go as they are, anything else as JSON.
             callback: who gets the reply: a name, a class, `self`, or a list of those. Without it: the class's
-                `callback`, else the service `<this one's name>-async-callback` if this process hosts it, else nobody.
+                `callback`, else the service `<this one's name>-async-callback` if any daemon hosts it, else nobody.
             delay: seconds, rounded up, before the request reaches its service; at most a year. The wait is in the broker.
             expiration: seconds after which the request, if not handled yet, expires; with a delay they begin when it is over.
             priority: 0 to 9, as AMQP has it. Quorum queues treat 5 and above as high.
             headers: further AMQP headers for the request.
             cid: a CID of your own instead of a derived one.
+            echo: False if `name` is a server that knows nothing of ackback, and echoes nothing but the correlation ID: there may be one
+                callback then. None: as the configuration says (`[service."…"] echo`).
 
         Raises:
             TypeError: the payload cannot be serialised.
@@ -226,7 +230,7 @@ class Service:
             NotAcceptedError: in `async def`, and with an outbox: 50,000 invocations of the handler, or 64 MiB, are unconfirmed;
                 `invoke_many` waits instead.
         """
-        return self._handling.invoke_async(name, payload, callback, delay, expiration, priority, headers, cid)
+        return self._handling.invoke_async(name, payload, callback, delay, expiration, priority, headers, cid, echo)
 
     def invoke_many(
         self,

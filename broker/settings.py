@@ -21,6 +21,7 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    field_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -143,6 +144,8 @@ class ServiceOptions(Section):
     idempotent: bool | None = None
     callback: str | list[str] | None = None
     callback_from: list[str] | None = None
+    echo: bool | None = None
+    """Whether it echoes the headers of a request on its reply: not, if it is a server that knows nothing of ackback."""
 
     def over(self, lower: Mapping[str, Any]) -> dict[str, Any]:
         """`lower`, with what is set here in its place, as the values that a class would have."""
@@ -180,6 +183,13 @@ class Settings(BaseSettings):
 
     _file: Path | None = PrivateAttr(default=None)
 
+    @field_validator("defaults")
+    @classmethod
+    def _echo_is_said_of_one(cls, defaults: ServiceOptions) -> ServiceOptions:
+        if defaults.echo is not None:
+            raise ValueError('echo is said of one service: [service."NAME"] echo = false')
+        return defaults
+
     @property
     def file(self) -> Path | None:
         """The file that was read, if any. Service folders are relative to it."""
@@ -188,6 +198,11 @@ class Settings(BaseSettings):
     @property
     def urls(self) -> list[str]:
         return [url.get_secret_value() for url in self.broker.url]
+
+    @property
+    def silent(self) -> frozenset[str]:
+        """The services that are said to echo nothing."""
+        return frozenset(name for name, options in self.service.items() if options.echo is False)
 
     @property
     def folder(self) -> Path:

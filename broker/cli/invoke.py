@@ -41,6 +41,12 @@ def send(
     expiration: Annotated[
         float | None, typer.Option("--expiration", min=0, metavar="S", help="Seconds after which it expires.")
     ] = None,
+    no_echo: Annotated[
+        bool,
+        typer.Option(
+            "--no-echo", help="The service knows nothing of ackback: it echoes nothing but the correlation ID."
+        ),
+    ] = False,
     count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="Send it N times.")] = 1,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.001, metavar="S", help="Seconds to wait for RabbitMQ to accept it.")
@@ -57,6 +63,7 @@ def send(
         "delay": delay,
         "expiration": expiration,
         "timeout": timeout,
+        "echo": False if no_echo else None,
     }
     with Client(settings=quiet_settings(config)) as client:
         if count == 1:

@@ -45,7 +45,7 @@ def run(
 
     services = registry.load(settings, paths or None)
     for name in settings.service:
-        if name not in services and not suspects:
+        if name not in services and name not in settings.silent and not suspects:
             near = services.nearest(name)
             hint = f"; did you mean {near!r}?" if near else ""
             log.logger.warning('[service."%s"] configures a service that is not hosted here%s', name, hint)

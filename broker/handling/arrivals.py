@@ -57,10 +57,11 @@ class Arrivals:
         registry: Registry,
         callback_queue: str,
         max_body: int,
+        silent: frozenset[str],
         once: Once | None,
         resize: Callable[[Intake], Coroutine[Any, Any, None]],
     ) -> None:
-        self.invoker = Invoker(registry, callback_queue, max_body)
+        self.invoker = Invoker(registry, callback_queue, max_body, silent)
         self._once = once
         self._threads = Threads(sum(definition.concurrency for definition in registry) or 1)
         self._eager = Eager()

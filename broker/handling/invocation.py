@@ -79,18 +79,20 @@ class Invocation:
         priority: int | None,
         headers: Mapping[str, Any] | None,
         cid: str | None,
+        echo: bool | None,
     ) -> str:
         """See `Service.invoke_async`."""
         invoker, definition = self._invoker, self._definition
         target = invoker.registry.name_of(name)
         explicit = definition.callbacks if callback is None else invoker.names(callback)
         cid = check_cid(cid) if cid is not None else self._next_cid()
-        if delay is None and expiration is None and priority is None and headers is None:
+        silent = target in invoker.silent if echo is None else not echo
+        if delay is None and expiration is None and priority is None and headers is None and not silent:
             template = invoker.template(definition, explicit)
         else:
             template = Template(
                 callbacks=explicit,
-                reply_to=invoker.reply_to(definition, explicit),
+                reply_to=invoker.reply_to(definition, explicit, target if silent else None),
                 delay=delay,
                 expiration=expiration,
                 priority=priority,
@@ -130,7 +132,7 @@ class Invocation:
         """See `Service.invoke_many`."""
 
         def invoke_one(payload: Any) -> str:
-            return self.invoke_async(name, payload, callback, delay, expiration, priority, headers, None)
+            return self.invoke_async(name, payload, callback, delay, expiration, priority, headers, None, None)
 
         if threading.get_ident() == self._invoker.loop_thread:
             return self._invoke_many(payloads, invoke_one)

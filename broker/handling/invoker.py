@@ -7,6 +7,7 @@ import threading
 from typing import cast
 
 from broker.errors import ConnectionLostError
+from broker.handling.addressed import AddressedQueues
 from broker.handling.calls import Calls
 from broker.handling.chain import DelayChain
 from broker.handling.convention import Convention
@@ -25,13 +26,15 @@ MAX_TEMPLATES = 4096
 
 
 class Invoker:
-    """What all invocations of a process share: its services, its calls, and the connection of the moment."""
+    """What all invocations of a process share. `silent` are the targets that echo nothing."""
 
-    def __init__(self, registry: Registry, callback_queue: str, max_body: int) -> None:
+    def __init__(self, registry: Registry, callback_queue: str, max_body: int, silent: frozenset[str]) -> None:
         self.registry = registry
         self.callback_queue = callback_queue
         self.quarantine_queue = quarantine.queue_name(callback_queue)
         self.max_body = max_body
+        self.silent = silent
+        self.addressed = AddressedQueues(callback_queue)
         self._own_queues = frozenset((callback_queue, self.quarantine_queue, DEAD_LETTERS, UNDERTAKER, DUE))
         self.calls = Calls()
         self.chain = DelayChain()
@@ -42,8 +45,12 @@ class Invoker:
         self._templates: dict[tuple[str, tuple[str, ...]], Template] = {}
         self.convention = Convention(registry, self._templates.clear)
 
-    def reply_to(self, definition: ServiceDefinition, callbacks: tuple[str, ...]) -> str | None:
+    def reply_to(
+        self, definition: ServiceDefinition, callbacks: tuple[str, ...], silent_target: str | None = None
+    ) -> str | None:
         """The queue that a service's invocations ask replies on; None if there is nobody who would get them."""
+        if silent_target is not None:
+            return self.addressed.reply_to(silent_target, callbacks or self.convention.callbacks(definition))
         return self.callback_queue if callbacks or self.convention.callbacks(definition) else None
 
     def template(self, definition: ServiceDefinition, callbacks: tuple[str, ...]) -> Template:
@@ -62,9 +69,14 @@ class Invoker:
             refused: asyncio.Future[None] = self.loop.create_future()
             refused.set_exception(ConnectionLostError("there is no connection to RabbitMQ"))
             return refused
-        if publishing.exchange:
-            return self.loop.create_task(self.chain.publish(self.connection, publishing))
+        if publishing.exchange or publishing.message.reply_to in self.addressed:
+            return self.loop.create_task(self._publish_later(self.connection, publishing))
         return self.connection.publish(publishing)
+
+    async def _publish_later(self, connection: Connection, publishing: Publishing) -> None:
+        if publishing.message.reply_to in self.addressed:
+            await self.addressed.declare(connection, publishing)
+        await (self.chain.publish(connection, publishing) if publishing.exchange else connection.publish(publishing))
 
     def hosts(self, queue: str) -> bool:
         """Whether the queue is one that this process declares."""

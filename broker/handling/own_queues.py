@@ -31,11 +31,13 @@ class OwnQueues:
     def __init__(self, hosted: Container[str], in_place: Callable[[str], bool], invoker: Invoker) -> None:
         self._hosted = hosted
         self._in_place = in_place
+        self._callback_queue = invoker.callback_queue
         self._chain = invoker.chain
         self._deadlines = invoker.deadlines
 
     def reply(self, message: Message) -> ForService | Outcome:
         """One callback that is quick and has a free slot here runs here; otherwise each gets the reply on its own queue."""
+        message = callbacks.by_address(message, self._callback_queue)
         cid = message.correlation_id = message.correlation_id or new_cid()
         try:
             headers = h.read(message)

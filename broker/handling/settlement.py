@@ -169,7 +169,8 @@ class Settlement:
             logger.warning(
                 "%s; its reply becomes a dead letter", detail, extra={"cid": publishing.message.correlation_id}
             )
-            outcome = callbacks.no_callback(delivery.message, detail, name)
+            reply = callbacks.by_address(delivery.message, self._invoker.callback_queue)
+            outcome = callbacks.no_callback(reply, detail, name)
             assert outcome.dead is not None
             await self._file(outcome.dead)
 

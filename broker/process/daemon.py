@@ -66,7 +66,12 @@ class Daemon:
         self._transport = transport
         self._once = _once(settings, registry)
         self._arrivals = Arrivals(
-            registry, settings.callbacks.queue, settings.worker.max_body, self._once, self._resize
+            registry,
+            settings.callbacks.queue,
+            settings.worker.max_body,
+            settings.silent,
+            self._once,
+            self._resize,
         )
         self._suspects = suspects
         self._suspects_only = suspects_only
@@ -209,8 +214,9 @@ class Daemon:
         while not self._stop.is_set():
             await asyncio.sleep(LOOK_FOR_CALLBACKS)
             await self.ready.wait()
-            with suppress(BrokerUnavailableError):
+            with suppress(BrokerUnavailableError, ConfigurationError):
                 if self._connection is not None:
+                    await self._arrivals.invoker.addressed.declare_again(self._connection)
                     await self._arrivals.invoker.convention.look_again(self._connection)
 
     async def _have_suspects_handled(self, suspects: Suspects) -> None:

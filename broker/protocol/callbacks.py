@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from broker.errors import InvalidInputError
-from broker.protocol.headers import Headers
+from broker.protocol.headers import CALLBACK, Headers
 from broker.protocol.message import Message
 from broker.protocol.names import callback_name
 from broker.protocol.outcomes import Outcome, failure
 from broker.protocol.problems import problem
+from broker.protocol.queues import ADDRESSED
+
+_DEATHS = ("x-death", "x-first-death-", "x-last-death-")
 
 NONE_NAMED = "the reply names no callback: it has neither a header 'callback' nor a header 'source'"
 
@@ -17,6 +22,18 @@ def names_for(headers: Headers) -> tuple[str, ...]:
     if headers.callbacks:
         return headers.callbacks
     return (callback_name(headers.source),) if headers.source else ()
+
+
+def by_address(message: Message, callback_queue: str) -> Message:
+    """A reply to the callback queue with its callback in its headers, where the queue that it was sent to says which that is."""
+    sent_to = message.headers.get("x-first-death-queue")
+    prefix = callback_queue + ADDRESSED
+    if not isinstance(sent_to, str) or not sent_to.startswith(prefix):
+        return message
+    named = copy(message)
+    named.headers = {key: value for key, value in message.headers.items() if not key.startswith(_DEATHS)}
+    named.headers.setdefault(CALLBACK, sent_to.removeprefix(prefix))
+    return named
 
 
 def no_callback(message: Message, detail: str, name: str = "") -> Outcome:

@@ -28,6 +28,7 @@ QUARANTINE_LIMIT = 3
 ACKNOWLEDGEMENT_TIMEOUT = 30 * 86400.0
 """Seconds that RabbitMQ waits for an acknowledgement. A handler without a timeout may take days: 30 of them is what RabbitMQ's timers are
 good for, as they count milliseconds in 32 bits. As a queue's argument it is heard from 3.12 on."""
+ADDRESSED = ".for."
 MIGRATION = RESERVED_PREFIX + "migration"
 """There while queues are brought over from an earlier version's arguments, also if that was interrupted."""
 
@@ -111,7 +112,7 @@ def delay_chain() -> Iterator[Queue | Exchange | Binding]:
         below = exchange
 
 
-def _waiting(milliseconds: int, then: str) -> Mapping[str, Any]:
+def _waiting(milliseconds: int, then: str) -> dict[str, Any]:
     return {
         "x-queue-type": "quorum",
         "x-message-ttl": milliseconds,
@@ -120,6 +121,14 @@ def _waiting(milliseconds: int, then: str) -> Mapping[str, Any]:
         "x-overflow": "reject-publish",
         **_SPREAD,
     }
+
+
+def addressed_queue(callback_queue: str, callback: str) -> Queue:
+    """Where a server replies that echoes nothing but the correlation ID: what comes here goes on to the callback queue at once, and its
+    header `x-first-death-queue` says there which callback it is for."""
+    return Queue(
+        f"{callback_queue}{ADDRESSED}{callback}", _waiting(0, "") | {"x-dead-letter-routing-key": callback_queue}
+    )
 
 
 def delay_chain_as_before() -> Iterator[Queue | Exchange]:

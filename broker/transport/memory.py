@@ -252,7 +252,12 @@ class MemoryBroker:
         if message.expiration is not None:
             death["original-expiration"] = str(message.expiration)
         message.expiration = None
-        message.headers = {**message.headers, "x-death": [death, *message.headers.get("x-death", ())]}
+        first = {
+            "x-first-death-queue": queue.declared.name,
+            "x-first-death-reason": reason,
+            "x-first-death-exchange": "",
+        }
+        message.headers = {**first, **message.headers, "x-death": [death, *message.headers.get("x-death", ())]}
         routing_key = arguments.get("x-dead-letter-routing-key", item.routing_key)
         for target in self._route(arguments["x-dead-letter-exchange"], routing_key):
             self._enqueue(target, message, routing_key)

@@ -115,6 +115,50 @@ def test_pika(daemon: Process, rabbitmq_url: str, reply_to: str) -> None:
     client.connection.close()
 
 
+RPC_SERVER = """
+import sys, pika
+
+channel = pika.BlockingConnection(pika.URLParameters(sys.argv[1])).channel()
+channel.queue_declare("rpc_queue", durable=True, arguments={"x-queue-type": "quorum"})
+
+def on_request(ch, method, props, body):
+    ch.basic_publish(
+        exchange="",
+        routing_key=props.reply_to,
+        properties=pika.BasicProperties(correlation_id=props.correlation_id),
+        body=str(2 * int(body)),
+    )
+    ch.basic_ack(delivery_tag=method.delivery_tag)
+
+channel.basic_qos(prefetch_count=1)
+channel.basic_consume(queue="rpc_queue", on_message_callback=on_request)
+print("serving", flush=True)
+channel.start_consuming()
+"""
+
+
+def test_an_rpc_server_that_echoes_nothing_but_the_correlation_id_is_a_target_with_a_callback(
+    daemon: Process, ackback: Callable[..., subprocess.CompletedProcess[str]], rabbitmq_url: str
+) -> None:
+    command = [sys.executable, "-c", RPC_SERVER, rabbitmq_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "serving\n"
+        try:
+            sent = ackback("send", "rpc_queue", "21", "--callback", "my.callback", "--no-echo")
+            daemon.wait_for(f"my.callback: I received '42' (CID {sent.stdout.strip()})")
+            assert ackback("call", "rpc_queue", "4").stdout == "8\n"
+            refused = ackback("send", "rpc_queue", "1", "--callback", "a", "--callback", "b", "--no-echo")
+            assert refused.returncode == 1
+            assert (
+                "'rpc_queue' echoes nothing, so the queue that it replies to says for which callback" in refused.stderr
+            )
+        finally:
+            server.kill()
+            with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+                connection.channel().queue_delete("rpc_queue")
+
+
 def test_aio_pika(daemon: Process, rabbitmq_url: str) -> None:
     async def test() -> None:
         connection = await aio_pika.connect(rabbitmq_url)

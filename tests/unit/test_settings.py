@@ -148,3 +148,8 @@ def test_passwords_are_never_shown() -> None:
     settings = Settings.model_validate({"broker": {"url": "amqp://u:hunter2@host/"}})
     assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
     assert settings.urls == ["amqp://u:hunter2@host/"]
+
+
+def test_echo_is_said_of_one_service(load) -> None:
+    assert load('[service."legacy.rpc"]\necho = false').silent == {"legacy.rpc"}
+    assert 'echo is said of one service: [service."NAME"] echo = false' in refused(load, "[defaults]\necho = false")
