@@ -20,7 +20,8 @@ from broker.protocol.migration import BESIDE, LOCK, Note
 from broker.protocol.queues import MIGRATION, as_before, delay_chain_as_before, own_queue, with_what_leads_there
 from broker.transport.interface import Connection, Delivery
 
-BATCH = 500
+BATCH = 50
+"""Messages in hand at once, each with a body of up to 16 MiB."""
 PATIENCE = 30.0
 """Seconds to wait for RabbitMQ, and for the consumers of a process that was killed to be gone."""
 POLL = 0.1
@@ -202,7 +203,8 @@ class _Mover:
                 await self._move(queue, beside, last, migration.set_aside)
                 if lost := await self._connection.delete(queue):
                     raise MigrationError(
-                        f"{lost} messages came to {queue} in the moment of its deletion, and went with it: somebody publishes to it"
+                        f"{lost} messages came to {queue} in the moment of its deletion, and went with it: somebody publishes "
+                        "to it. Run this again to go on"
                     )
             last = await self._notes.write(Note(queue.name, "back", left=await _left_alone(self._connection, beside)))
         await self._connection.declare(*with_what_leads_there(queue))

@@ -337,7 +337,12 @@ def node_death(attack: Attack) -> Check:
     for what, counts in shares.items():
         assert sum(counts) >= 30 or what == "connections"
         assert max(counts) <= sum(counts) / 2, f"{what} on the nodes: {counts}"
-    return no_more
+
+    def bring_back(_: Account) -> None:
+        nodes[1].start()
+        nodes[1].ctl("await_startup")
+
+    return bring_back
 
 
 SCENARIOS: dict[str, Callable[[Attack], Check]] = {
@@ -357,11 +362,11 @@ SCENARIOS: dict[str, Callable[[Attack], Check]] = {
         malformed,
         replay_while_killed,
         bad_network,
-        cluster_nodes,
         node_death,
+        cluster_nodes,
     )
 }
-CLUSTERED = ("cluster-nodes", "node-death")
+CLUSTERED = ("node-death", "cluster-nodes")
 HAS_NETWORK = ("bad-network",)
 
 
