@@ -152,7 +152,8 @@ class _Notes:
     @asynccontextmanager
     async def of(cls, connection: Connection, *, interrupted: bool) -> AsyncIterator[_Notes]:
         notes = cls(connection)
-        written = await _left_alone(connection, own_queue(MIGRATION), 1)
+        # It may have been killed before it wrote the first.
+        written = await _left_alone(connection, own_queue(MIGRATION), 1, patience=2 * SETTLED_AFTER)
         consumer = await connection.consume(MIGRATION, 10, notes._deliveries.put_nowait, lambda _: None)
         try:
             for _ in range(written):
@@ -282,22 +283,20 @@ class _Mover:
         return state.ready if state else 0
 
 
-async def _left_alone(connection: Connection, queue: Queue, at_least: int = 0) -> int:
+async def _left_alone(connection: Connection, queue: Queue, at_least: int = 0, patience: float = PATIENCE) -> int:
     """How many messages are on a queue that nobody consumes.
 
     The consumer of a process that was killed is there for a moment, and what that had in hand comes back a little later: so there is
-    something to wait for while there are fewer than `at_least`.
+    something to wait for, `patience` seconds, while there are fewer than `at_least`.
     """
-    gives_up_at = asyncio.get_running_loop().time() + PATIENCE
+    begun = asyncio.get_running_loop().time()
     while (state := await connection.look_at(queue.name)) is not None and (state.consumers or state.ready < at_least):
-        if asyncio.get_running_loop().time() > gives_up_at:
+        if asyncio.get_running_loop().time() - begun > (PATIENCE if state.consumers else patience):
             if state.consumers:
                 raise MigrationError(
                     f"{queue} has a consumer: stop all daemons, and whoever else consumes it, and run this again"
                 )
-            logger.warning(
-                "%s has %d messages where there were %d: somebody has taken the others", queue, state.ready, at_least
-            )
+            logger.warning("%s has %d messages, though %d were expected", queue, state.ready, at_least)
             break
         await asyncio.sleep(POLL)
     return state.ready if state is not None else 0
