@@ -219,14 +219,9 @@ class AsyncClient:
     def _confirm(self, publishing: Publishing) -> asyncio.Future[None]:
         """Publish on the connection that there is."""
         assert self._connection is not None
-        if publishing.exchange or publishing.message.reply_to in self._addressed:
-            return asyncio.ensure_future(self._publish_later(self._connection, publishing))
+        if publishing.exchange or publishing.message.reply_to in self._addressed.names:
+            return asyncio.ensure_future(self._addressed.publish(self._connection, publishing, self._chain))
         return self._connection.publish(publishing)
-
-    async def _publish_later(self, connection: Connection, publishing: Publishing) -> None:
-        if publishing.message.reply_to in self._addressed:
-            await self._addressed.declare(connection, publishing)
-        await (self._chain.publish(connection, publishing) if publishing.exchange else connection.publish(publishing))
 
     def _template(
         self, name: Callback, *, callback: Callbacks | None = None, echo: bool | None = None, **properties: Any

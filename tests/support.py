@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -39,11 +40,15 @@ def unique(stem: str = "test") -> str:
 
 
 async def until(condition: Callable[[], Any], timeout: float = TIMEOUT) -> Any:
-    """Wait until a condition holds, and return what it returned."""
+    """Wait until a condition holds, which may be a coroutine's, and return what it returned."""
     async with asyncio.timeout(timeout):
-        while not (value := condition()):
+        while True:
+            value = condition()
+            if inspect.isawaitable(value):
+                value = await value
+            if value:
+                return value
             await asyncio.sleep(0.005)
-        return value
 
 
 def named(name: str, cls: type[Service]) -> type[Service]:

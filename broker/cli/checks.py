@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from broker.errors import AckbackError, BrokerUnavailableError, ConfigurationError
+from broker.handling.convention import existing
 from broker.hosting import registry
 from broker.hosting.registry import Registry
 from broker.process import migration
@@ -70,10 +71,9 @@ async def checks(config: Path | None, paths: Sequence[str] | None) -> AsyncItera
         await connection.close()
 
 
-async def callbacks_elsewhere(connection: Connection, services: Registry) -> set[str]:
+async def callbacks_elsewhere(connection: Connection, services: Registry) -> frozenset[str]:
     """The callbacks by convention that other daemons host."""
-    wanted = {name for one in services if (name := services.convention_elsewhere(one))}
-    return {name for name in wanted if await connection.look_at(name) is not None}
+    return await existing(connection, (name for one in services if (name := services.convention_elsewhere(one))))
 
 
 def place_of(callback: str, services: Registry) -> str:

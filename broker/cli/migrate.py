@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from broker.cli.console import MISUSED, Config, Debug, counted, progress, quiet_settings, tell
+
+if TYPE_CHECKING:
+    from broker.process.migration import Found
 
 
 def migrate(
@@ -37,38 +40,35 @@ async def _migrate(config: Path | None, paths: list[str] | None, *, dry_run: boo
     queues = durable_queues((one.name for one in services), settings.callbacks.queue)
     connection = await create(settings.urls, settings.broker.transport).connect()
     try:
-        async with migration.alone(connection):
-            unfinished = await migration.interrupted(connection)
-            found = await migration.survey(connection, queues)
-            for one in found:
-                _show(one)
-            if unfinished is not None:
-                where = f" at queue {unfinished!r}" if unfinished else ""
-                tell(f"an earlier migration was interrupted{where}; it is finished first")
-            if any(one.problem for one in found):
-                tell("nothing was changed: see above")
-                raise typer.Exit(MISUSED)
-            to_do = [one for one in found if one.is_former]
-            if dry_run:
-                typer.echo(f"{counted(len(to_do), 'queue')} to be brought over; nothing was changed")
-                return
-            if to_do or unfinished is not None:
-                with progress("moving", 2 * sum(one.ready for one in to_do)) as advance:
-                    await migration.migrate(connection, [one.queue for one in to_do], advance)
-            typer.echo(f"{counted(len(to_do), 'queue')} brought over")
-            if waiting := await migration.former_delays(connection):
-                tell(
-                    f"{counted(waiting, 'message')} still {'waits' if waiting == 1 else 'wait'} in the delay queues of an earlier "
-                    "version, from which all come out by themselves; run this again after that to have those deleted"
-                )
+        await migration.lock(connection)
+        unfinished = await migration.interrupted(connection)
+        found = await migration.survey(connection, queues)
+        for one in found:
+            _show(one)
+        if unfinished is not None:
+            where = f" at queue {unfinished!r}" if unfinished else ""
+            tell(f"an earlier migration was interrupted{where}; it is finished first")
+        if any(one.problem for one in found):
+            tell("nothing was changed: see above")
+            raise typer.Exit(MISUSED)
+        to_do = [one for one in found if one.is_former]
+        if dry_run:
+            typer.echo(f"{counted(len(to_do), 'queue')} to be brought over; nothing was changed")
+            return
+        if to_do or unfinished is not None:
+            with progress("moving", 2 * sum(one.ready for one in to_do)) as advance:
+                await migration.migrate(connection, [one.queue for one in to_do], advance)
+        typer.echo(f"{counted(len(to_do), 'queue')} brought over")
+        if waiting := await migration.former_delays(connection):
+            tell(
+                f"{counted(waiting, 'message')} still {'waits' if waiting == 1 else 'wait'} in the delay queues of an earlier "
+                "version, from which all come out by themselves; run this again after that to have those deleted"
+            )
     finally:
         await connection.close()
 
 
-def _show(found: object) -> None:
-    from broker.process.migration import Found
-
-    assert isinstance(found, Found)
+def _show(found: Found) -> None:
     if found.problem:
         typer.echo(f"FAILED  queue {found.queue.name}: {found.problem}")
     elif found.is_former:

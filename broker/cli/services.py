@@ -46,7 +46,7 @@ def services(
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-async def _callbacks_elsewhere(settings: Settings, found: Registry) -> set[str]:
+async def _callbacks_elsewhere(settings: Settings, found: Registry) -> frozenset[str]:
     from broker.cli.checks import callbacks_elsewhere
     from broker.errors import AckbackError
     from broker.transport.factory import create
@@ -59,4 +59,4 @@ async def _callbacks_elsewhere(settings: Settings, found: Registry) -> set[str]:
             await connection.close()
     except AckbackError as error:
         tell(f"callbacks that other daemons host are not looked for: {error}")
-        return set()
+        return frozenset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from broker.errors import AckbackError
+from broker.handling.chain import DelayChain, failed
 from broker.protocol.message import Publishing
 from broker.protocol.queues import addressed_queue
 from broker.transport.interface import Connection
@@ -15,12 +15,10 @@ class AddressedQueues:
 
     def __init__(self, callback_queue: str) -> None:
         self._callback_queue = callback_queue
-        self._names: dict[str, str] = {}
+        self.names: dict[str, str] = {}
+        """The callback of each."""
         self._connection: Connection | None = None
         self._declared: dict[str, asyncio.Task[None]] = {}
-
-    def __contains__(self, queue: object) -> bool:
-        return queue in self._names
 
     def reply_to(self, target: str, callbacks: tuple[str, ...]) -> str | None:
         """The queue on which replies for the one callback are asked for; None if there is no callback.
@@ -36,32 +34,30 @@ class AddressedQueues:
         if not callbacks:
             return None
         name = addressed_queue(self._callback_queue, callbacks[0]).name
-        self._names[name] = callbacks[0]
+        self.names[name] = callbacks[0]
         return name
 
-    async def declare(self, connection: Connection, publishing: Publishing) -> None:
-        """Declare the queue that a request's reply comes to, if that has not been done on this connection.
+    async def publish(self, connection: Connection, publishing: Publishing, chain: DelayChain) -> None:
+        """Publish a request, once the queue that its reply comes to is declared if that is one of these, by way of the chain if it waits.
 
-        Raises what `Connection.declare` raises.
+        Raises what `Connection.declare`, `Connection.publish` and `DelayChain.publish` raise.
         """
-        await asyncio.shield(self._declare(connection, str(publishing.message.reply_to)))
+        if (reply_to := publishing.message.reply_to) in self.names:
+            await asyncio.shield(self._declare(connection, str(reply_to)))
+        await (chain.publish(connection, publishing) if publishing.exchange else connection.publish(publishing))
 
     async def declare_again(self, connection: Connection) -> None:
         """Declare all that are in use: somebody may have deleted one."""
         self._declared.clear()
-        await asyncio.gather(*(self._declare(connection, name) for name in self._names))
+        await asyncio.gather(*(self._declare(connection, name) for name in self.names))
 
     def _declare(self, connection: Connection, name: str) -> asyncio.Task[None]:
         if self._connection is not connection:
             self._connection = connection
             self._declared.clear()
         declared = self._declared.get(name)
-        if declared is None or _failed(declared):
-            queue = addressed_queue(self._callback_queue, self._names[name])
+        if declared is None or failed(declared):
+            queue = addressed_queue(self._callback_queue, self.names[name])
             declared = self._declared[name] = asyncio.ensure_future(connection.declare(queue))
-            declared.add_done_callback(_failed)  # its error is for those who publish
+            declared.add_done_callback(failed)  # its error is for those who publish
         return declared
-
-
-def _failed(task: asyncio.Task[None]) -> bool:
-    return task.done() and (task.cancelled() or isinstance(task.exception(), AckbackError))

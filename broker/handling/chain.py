@@ -39,12 +39,13 @@ class DelayChain:
 
     def declare(self, connection: Connection) -> asyncio.Task[None]:
         """Begin to declare it, if that has not been done; it takes a second the first time."""
-        if self._connection is not connection or self._declaring is None or _failed(self._declaring):
+        if self._connection is not connection or self._declaring is None or failed(self._declaring):
             self._connection = connection
             self._declaring = asyncio.ensure_future(connection.declare(*delay_chain()))
-            self._declaring.add_done_callback(_failed)  # its error is for those who publish
+            self._declaring.add_done_callback(failed)  # its error is for those who publish
         return self._declaring
 
 
-def _failed(task: asyncio.Task[None]) -> bool:
+def failed(task: asyncio.Task[None]) -> bool:
+    """Whether a declaration has failed; its error counts as looked at then."""
     return task.done() and (task.cancelled() or task.exception() is not None)

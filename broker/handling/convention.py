@@ -46,10 +46,8 @@ class Convention:
         await self._look(connection, self._needed)
 
     async def _look(self, connection: Connection, names: Iterable[str]) -> None:
-        looked_for = list(names)
-        there = await asyncio.gather(*(_is_there(connection, name) for name in looked_for))
-        found = frozenset(name for name, is_there in zip(looked_for, there, strict=True) if is_there)
-        elsewhere = (self._elsewhere - set(looked_for)) | found
+        looked_for = frozenset(names)
+        elsewhere = (self._elsewhere - looked_for) | await existing(connection, looked_for)
         if elsewhere == self._elsewhere:
             return
         for name in sorted(elsewhere - self._elsewhere):
@@ -58,6 +56,17 @@ class Convention:
             logger.warning("the queue of %r is gone: nobody is asked for its replies any more", name)
         self._elsewhere = elsewhere
         self._changed()
+
+
+async def existing(connection: Connection, names: Iterable[str]) -> frozenset[str]:
+    """Those of the names that there are queues of.
+
+    Raises:
+        ConnectionLostError: the connection ended.
+    """
+    looked_for = list(names)
+    there = await asyncio.gather(*(_is_there(connection, name) for name in looked_for))
+    return frozenset(name for name, is_there in zip(looked_for, there, strict=True) if is_there)
 
 
 async def _is_there(connection: Connection, name: str) -> bool:

@@ -69,14 +69,9 @@ class Invoker:
             refused: asyncio.Future[None] = self.loop.create_future()
             refused.set_exception(ConnectionLostError("there is no connection to RabbitMQ"))
             return refused
-        if publishing.exchange or publishing.message.reply_to in self.addressed:
-            return self.loop.create_task(self._publish_later(self.connection, publishing))
+        if publishing.exchange or publishing.message.reply_to in self.addressed.names:
+            return self.loop.create_task(self.addressed.publish(self.connection, publishing, self.chain))
         return self.connection.publish(publishing)
-
-    async def _publish_later(self, connection: Connection, publishing: Publishing) -> None:
-        if publishing.message.reply_to in self.addressed:
-            await self.addressed.declare(connection, publishing)
-        await (self.chain.publish(connection, publishing) if publishing.exchange else connection.publish(publishing))
 
     def hosts(self, queue: str) -> bool:
         """Whether the queue is one that this process declares."""

@@ -186,7 +186,7 @@ class Daemon:
             "ready: %d service%s (%s) on %d queues, callbacks on %r, broker %s, pid %d",
             len(names),
             "" if len(names) == 1 else "s",
-            shortened(names),
+            _shortened(names),
             queues,
             self._settings.callbacks.queue,
             self._transport.address,
@@ -205,7 +205,7 @@ class Daemon:
                 "for services that may take longer (%s) put `consumer_timeout = %d` into rabbitmq.conf, or give them a timeout",
                 ".".join(map(str, version)),
                 RABBITMQS_TIMEOUT / 60,
-                shortened(names),
+                _shortened(names),
                 round(ACKNOWLEDGEMENT_TIMEOUT * 1000),
             )
 
@@ -322,7 +322,7 @@ class Daemon:
         self._arrivals.forget_lost()
 
 
-def shortened(names: Sequence[str]) -> str:
+def _shortened(names: Sequence[str]) -> str:
     """The first of many names."""
     more = f" and {len(names) - SHOWN_SERVICES} more" if len(names) > SHOWN_SERVICES else ""
     return (", ".join(names[:SHOWN_SERVICES]) or "none") + more

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
-from broker.errors import AckbackError, ConfigurationError, OtherArgumentsError, alarm_note
+from broker.errors import AckbackError, OtherArgumentsError, alarm_note
 from broker.log import logger
 from broker.protocol import migration
 from broker.protocol.entities import Queue
@@ -65,19 +65,17 @@ async def _look(connection: Connection, queue: Queue) -> Found | None:
     return Found(queue, state.ready, True)
 
 
-@asynccontextmanager
-async def alone(connection: Connection) -> AsyncIterator[None]:
-    """While no other process migrates queues of this virtual host.
+async def lock(connection: Connection) -> None:
+    """Let no other process migrate queues of this virtual host while the connection lives.
 
     Raises:
         MigrationError: another one does.
+        ConfigurationError: the user may not declare queues of ackback's.
     """
-    lock = Queue(LOCK, exclusive=True)
     try:
-        await connection.declare(lock)
-    except ConfigurationError:
+        await connection.declare(Queue(LOCK, exclusive=True))
+    except OtherArgumentsError:  # it belongs to another connection
         raise MigrationError("another `ackback migrate` is under way on this broker") from None
-    yield
 
 
 async def interrupted(connection: Connection) -> str | None:
@@ -164,9 +162,10 @@ class _Notes:
                         await notes._take()
             yield notes
         finally:
+            await consumer.cancel()
             if notes._kept is not None:
                 notes._kept.requeue()
-            await consumer.cancel()
+            _give_back(notes._deliveries)
 
     async def write(self, note: Note) -> Note:
         note = replace(note, number=self.last.number + 1 if self.last else 1)
@@ -236,9 +235,8 @@ class _Mover:
                     one.ack()
                 moved += len(batch)
                 self._advance(len(batch))
-            while not arrived.empty():
-                arrived.get_nowait().requeue()
             await consumer.cancel()
+            _give_back(arrived)
 
     def _forgets_what_is_given_back(self, queue: Queue) -> bool:
         """RabbitMQ 3 drops, from a queue with a delivery limit of -1, what a process that ends had in hand."""
@@ -311,6 +309,12 @@ async def _is_former(connection: Connection, queue: Queue) -> bool:
     except OtherArgumentsError:
         return False
     return True
+
+
+def _give_back(deliveries: asyncio.Queue[Delivery]) -> None:
+    """Give back what has come since the last was taken, once no more comes: RabbitMQ counts who has something in hand as a consumer."""
+    while not deliveries.empty():
+        deliveries.get_nowait().requeue()
 
 
 async def _next(deliveries: asyncio.Queue[Delivery]) -> Delivery:

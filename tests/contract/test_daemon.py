@@ -15,12 +15,17 @@ from broker import Service
 from broker.errors import ConfigurationError
 from broker.protocol.entities import Queue
 from broker.protocol.message import Message, Publishing
-from broker.transport.interface import Delivery, Transport
+from broker.transport.interface import Connection, Delivery, Transport
 from broker.transport.memory import MemoryBroker
 from tests.contract.conftest import Cuttable
 from tests.support import delete_queues, named, run, running, unique, until
 
 Through = Callable[[], AbstractAsyncContextManager[Cuttable]]
+
+
+async def consumers(connection: Connection, queue: str) -> int:
+    state = await connection.look_at(queue)
+    return 0 if state is None else state.consumers
 
 
 class Echo(Service):
@@ -131,8 +136,7 @@ def test_a_deleted_queue_is_declared_and_consumed_again(transport: Transport, ca
                     )
                 )
                 # RabbitMQ may end the whole connection of who consumes a queue whose predecessor is not quite gone.
-                while (state := await daemon.connection.look_at(queue)) is None or not state.consumers:
-                    await asyncio.sleep(0.005)
+                await until(lambda q=queue: consumers(daemon.connection, q))
             await daemon.publish(Target.name, Message(b"direct"))
             await daemon.publish(
                 daemon.callback_queue, Message(b"callback", correlation_id="c", headers={"callback": Target.name})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -133,8 +132,7 @@ def test_a_queue_for_such_replies_that_is_deleted_is_declared_again(
             await seen.wait(1)
             name = addressed_queue(daemon.callback_queue, callback.name).name
             await daemon.connection.delete(Queue(name))
-            while await daemon.connection.look_at(name) is None:
-                await asyncio.sleep(0.01)
+            await until(lambda: daemon.connection.look_at(name))
             await daemon.publish(source.name, Message(b"more tea"))
             assert (await seen.wait(2))[1][2] == "MORE TEA"
 

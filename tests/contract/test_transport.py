@@ -357,6 +357,10 @@ def test_dead_letters_that_are_looked_at_again_and_again_stay(transport: Transpo
         connection = await transport.connect()
         await connection.declare(queue)
         await asyncio.gather(*(connection.publish(Publishing(queue.name, Message(b"%d" % n))) for n in range(3)))
+
+        async def all_are_back() -> bool:
+            return await connection.look_at(queue.name) == (3, 0)
+
         for _ in range(3):
             seen: list[bytes] = []
 
@@ -368,8 +372,7 @@ def test_dead_letters_that_are_looked_at_again_and_again_stay(transport: Transpo
             await walk(looking, queue.name, look)
             await looking.close()
             assert seen == [b"0", b"1", b"2"]
-            while (state := await connection.look_at(queue.name)) is None or state != (3, 0):
-                await asyncio.sleep(0.01)
+            await until(all_are_back)
         await connection.delete(queue)
         await connection.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from broker.protocol.entities import Queue
 from broker.protocol.queues import MIGRATION, as_before, delay_chain_as_before, durable_queues, own_queue
 from tests.integration.conftest import Process
+from tests.rabbitmq import Rabbit
 
 SERVICE = """
     from broker import Service
@@ -176,6 +178,23 @@ def test_two_at_once(project: Project, channel: Channel, rabbitmq_url: str) -> N
         refused = migrate(folder)
     assert refused.returncode == 1
     assert refused.stderr == "ackback: another `ackback migrate` is under way on this broker\n"
+
+
+def test_a_user_without_permission_is_told_which(
+    project: Project, ackback: Callable[..., subprocess.CompletedProcess[str]], our_rabbit: Rabbit
+) -> None:
+    project({"price.py": SERVICE})
+    our_rabbit.ctl("add_user", "looker", "hunter2")
+    our_rabbit.ctl("set_permissions", "-p", our_rabbit.vhost, "looker", "^$", ".*", ".*")
+    url = our_rabbit.url.replace("guest:guest@", "looker:hunter2@")
+    try:
+        refused = ackback("migrate", ACKBACK_BROKER__URL=url)
+    finally:
+        our_rabbit.ctl("delete_user", "looker")
+    assert refused.returncode == 2
+    # Before 3.11 RabbitMQ does not say which permission it is.
+    assert re.search("it lacks the configure (or read )?permission", refused.stderr)
+    assert "rabbitmqctl set_permissions" in refused.stderr
 
 
 def test_the_former_delay_queues_go_once_they_are_empty(project: Project, channel: Channel) -> None:
