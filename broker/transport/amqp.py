@@ -42,6 +42,7 @@ CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 5.0
 # aiormq gives a connection up after three of these and some seconds without a frame; RabbitMQ after two.
 HEARTBEAT = 10
+MOST_CHANNELS = 65535
 _CANNOT_CONNECT = (OSError, amqp.AMQPError, TimeoutError, RuntimeError)
 
 
@@ -126,6 +127,7 @@ class AmqpConnection:
         self._publisher: aiormq.abc.AbstractChannel
         self._topology = Topology(self._open_channel)
         self._consumers = 0
+        self._last_number = 0
         self.lost: asyncio.Future[str] = self._loop.create_future()
 
     async def open(self) -> None:
@@ -174,9 +176,23 @@ class AmqpConnection:
         self, connection: int = 1
     ) -> tuple[aio_pika.abc.AbstractChannel, aiormq.abc.AbstractChannel]:
         # On the connection that consumes: an exclusive queue belongs to the connection that declared it.
-        channel = self._connections[connection].channel(publisher_confirms=False)
+        channel = self._connections[connection].channel(self._unused_number(connection), publisher_confirms=False)
         await channel.initialize()
         return channel, await channel.get_underlay_channel()
+
+    def _unused_number(self, connection: int) -> int:
+        """A channel's number, none that was in use lately: aiormq may open a channel again before it has written that it knows of its
+        end, for which RabbitMQ ends the connection (`second 'channel.open' seen`)."""
+        transport = self._connections[connection].transport
+        if transport is None:
+            raise ConnectionLostError(explain.closed(None))
+        in_use = transport.connection.channels
+        most = self._channel_max or MOST_CHANNELS
+        for _ in range(most):
+            self._last_number = self._last_number % most + 1
+            if self._last_number not in in_use:
+                break
+        return self._last_number
 
     @property
     def blocked(self) -> bool:
