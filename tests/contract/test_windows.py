@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from broker import Service
-from broker.protocol.message import Message
+from broker.protocol.message import Message, Publishing
+from broker.protocol.queues import own_queue
 from broker.transport.interface import Transport
 from tests.support import named, run, running, unique, until
 
@@ -61,9 +62,16 @@ def test_what_waits_behind_a_service_that_turned_slow_is_begun_elsewhere_within_
     first, second = two(unique("turning"))
 
     async def test() -> None:
-        async with running(transport, first) as one:
+        published = 1500
+        beside = await transport.connect()
+        await beside.declare(own_queue(first.name))
+        await asyncio.gather(*(beside.publish(Publishing(first.name, Message())) for _ in range(published)))
+        await beside.close()
+        async with running(
+            transport, first
+        ) as one:  # which has all that to handle, and nobody to share the processor with
             arrivals = one.daemon._arrivals
-            published = 0
+            await until(lambda: len(first.begun) == published)
             while arrivals.intakes[first.name].window.size < 50:  # until its window is wide
                 await asyncio.gather(*(one.publish(first.name, Message()) for _ in range(500)))
                 published += 500
