@@ -116,8 +116,8 @@ def docker_has_image() -> bool:
     return True
 
 
-def install(package: str = "rabbitmq-server", what_to_do: str = WHAT_TO_DO) -> None:
-    """Install one of Debian's packages, without starting what it brings.
+def install(packages: str = "rabbitmq-server", what_to_do: str = WHAT_TO_DO) -> None:
+    """Install Debian's packages of these names, without starting what they bring.
 
     Raises:
         RuntimeError: that is not possible; the message says what to do.
@@ -127,10 +127,10 @@ def install(package: str = "rabbitmq-server", what_to_do: str = WHAT_TO_DO) -> N
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     with (Path(tempfile.gettempdir()) / "ackback-apt.lock").open("w") as lock:  # several processes test at once
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _install(package, what_to_do, environment)
+        _install(packages, what_to_do, environment)
 
 
-def _install(package: str, what_to_do: str, environment: dict[str, str]) -> None:
+def _install(packages: str, what_to_do: str, environment: dict[str, str]) -> None:
     # The package starts a node of its own on port 5672 unless policy forbids it.
     policy = Path("/usr/sbin/policy-rc.d")
     if not policy.exists():
@@ -142,7 +142,7 @@ def _install(package: str, what_to_do: str, environment: dict[str, str]) -> None
     try:
         for command in (
             ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package],
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages.split()],
         ):
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:

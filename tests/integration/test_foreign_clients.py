@@ -1,10 +1,12 @@
-"""Clients that know nothing of ackback: pika, plain aio-pika, and Node's amqplib."""
+"""Clients and servers that know nothing of ackback, in Python, JavaScript, Java, Go, Ruby, PHP and C."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ import pika
 import pytest
 
 from tests.integration.conftest import ROOT, TIMEOUT, Process
+from tests.integration.languages import CLIENTS, LANGUAGES
 
 PROTOCOL = ROOT / "docs" / "protocol.md"
 
@@ -113,50 +116,6 @@ def test_pika(daemon: Process, rabbitmq_url: str, reply_to: str) -> None:
     )
     daemon.wait_for("my.callback: I received 'from afar' (CID far)")
     client.connection.close()
-
-
-RPC_SERVER = """
-import sys, pika
-
-channel = pika.BlockingConnection(pika.URLParameters(sys.argv[1])).channel()
-channel.queue_declare("rpc_queue", durable=True, arguments={"x-queue-type": "quorum"})
-
-def on_request(ch, method, props, body):
-    ch.basic_publish(
-        exchange="",
-        routing_key=props.reply_to,
-        properties=pika.BasicProperties(correlation_id=props.correlation_id),
-        body=str(2 * int(body)),
-    )
-    ch.basic_ack(delivery_tag=method.delivery_tag)
-
-channel.basic_qos(prefetch_count=1)
-channel.basic_consume(queue="rpc_queue", on_message_callback=on_request)
-print("serving", flush=True)
-channel.start_consuming()
-"""
-
-
-def test_an_rpc_server_that_echoes_nothing_but_the_correlation_id_is_a_target_with_a_callback(
-    daemon: Process, ackback: Callable[..., subprocess.CompletedProcess[str]], rabbitmq_url: str
-) -> None:
-    command = [sys.executable, "-c", RPC_SERVER, rabbitmq_url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == "serving\n"
-        try:
-            sent = ackback("send", "rpc_queue", "21", "--callback", "my.callback", "--no-echo")
-            daemon.wait_for(f"my.callback: I received '42' (CID {sent.stdout.strip()})")
-            assert ackback("call", "rpc_queue", "4").stdout == "8\n"
-            refused = ackback("send", "rpc_queue", "1", "--callback", "a", "--callback", "b", "--no-echo")
-            assert refused.returncode == 1
-            assert (
-                "'rpc_queue' echoes nothing, so the queue that it replies to says for which callback" in refused.stderr
-            )
-        finally:
-            server.kill()
-            with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
-                connection.channel().queue_delete("rpc_queue")
 
 
 def test_aio_pika(daemon: Process, rabbitmq_url: str) -> None:
@@ -276,3 +235,59 @@ def check_example(output: str, errors: str) -> None:
         r'orders\.price ok [-0-9a-f]{36} \{"item":"screen","total":"438\.00"\}\naccepted [-0-9a-f]{36}\nnobody hosts no\.such-service\n',
         output,
     ), output + errors
+
+
+@pytest.mark.parametrize("language", list(LANGUAGES))
+def test_a_client_in(language: str, daemon: Process, rabbitmq_url: str, tmp_path: Path) -> None:
+    """The document's example where it has one: replies on an own queue, a failure, callbacks by name and by convention, nobody there."""
+    chosen = LANGUAGES[language]
+    if chosen.client is None:
+        source = tmp_path / f"Example.{language}"
+        source.write_text(example(language))
+    else:
+        source = CLIENTS / chosen.client
+    output = chosen.run(source, tmp_path, rabbitmq_url)
+    found = re.fullmatch(
+        r'orders\.price ok [-0-9a-z]+ \{"item":"screen","total":"438\.00"\}\n'
+        r'orders\.price error [-0-9a-z]+ \{"type": "urn:ackback:problem:rejected",.*\}\n'
+        r"accepted (.*)\naccepted (.*)\nnobody hosts no\.such-service\n",
+        output,
+    )
+    assert found, output
+    daemon.wait_for(f'my.callback: I received \'{{"item":"keyboard","total":"49.90"}}\' (CID {found[1]})')
+    daemon.wait_for(f"orders.place-async-callback: keyboard costs 49.90 (CID {found[2]})")
+
+
+@pytest.mark.parametrize("language", ["python", "javascript", "java", "go"])
+def test_an_rpc_server_that_echoes_nothing_but_the_correlation_id_is_a_target_with_a_callback_in(
+    language: str,
+    daemon: Process,
+    ackback: Callable[..., subprocess.CompletedProcess[str]],
+    rabbitmq_url: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    if language == "javascript":
+        folder = request.getfixturevalue("node_modules")
+        command, environment = ["node", str(CLIENTS / "server.js")], {"NODE_PATH": str(folder / "node_modules")}
+    elif language == "python":
+        command, environment = [sys.executable, str(CLIENTS / "server.py")], {}
+    else:
+        command, environment = LANGUAGES[language].command(CLIENTS / LANGUAGES[language].server, tmp_path)
+    environment |= {"PATH": os.environ["PATH"], "AMQP_URL": rabbitmq_url.removesuffix("/")}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "serving\n"
+        try:
+            sent = ackback("send", "rpc_queue", "21", "--callback", "my.callback", "--no-echo")
+            daemon.wait_for(f"my.callback: I received '42' (CID {sent.stdout.strip()})")
+            assert ackback("call", "rpc_queue", "4").stdout == "8\n"
+            refused = ackback("send", "rpc_queue", "1", "--callback", "a", "--callback", "b", "--no-echo")
+            assert refused.returncode == 1
+            assert (
+                "'rpc_queue' echoes nothing, so the queue that it replies to says for which callback" in refused.stderr
+            )
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+                connection.channel().queue_delete("rpc_queue")
