@@ -66,7 +66,8 @@ class DockerNode:
         self._container.wait()
 
     def stop(self) -> None:
-        self._container.stop(timeout=30)
+        self.ctl("stop")
+        self._container.wait()
 
     def ctl(self, *arguments: str) -> str:
         command = ["rabbitmqctl", "-q", "-n", self.name, "--erlang-cookie", "ackback", *arguments]

@@ -1,19 +1,14 @@
-"""The README's tutorial, run from the README; the Compose files; the examples' services."""
+"""The README's tutorial, run from the README; the documents' links and permissions; the demonstration."""
 
 from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-import yaml
-
-from tests.conftest import USED
 from tests.integration.conftest import ROOT, TIMEOUT, Process
 from tests.rabbitmq import Rabbit
 
@@ -62,57 +57,6 @@ def test_every_link_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
-
-
-@pytest.mark.parametrize("name", ["compose.yaml", "cluster.yaml"])
-def test_compose_takes_the_file(name: str) -> None:
-    """With `docker compose` where it is there; what the files have to say is checked everywhere."""
-    path = ROOT / "compose" / name
-    composed = yaml.safe_load(path.read_text())
-    nodes = [one for one in composed["services"].values() if one.get("image") == "rabbitmq:4-management"]
-    assert len(nodes) == (3 if name == "cluster.yaml" else 1)
-    for node in nodes:
-        assert "check_port_connectivity" in node["healthcheck"]["test"]
-        assert all(port.startswith("127.0.0.1:") for port in node["ports"])
-        assert node["volumes"][0].endswith(":/var/lib/rabbitmq")
-    if name == "compose.yaml":
-        daemon = composed["services"]["daemon"]
-        assert (daemon["read_only"], daemon["user"], daemon["deploy"]["replicas"]) == (True, "10001", 2)
-        assert (path.parent / daemon["build"]["context"] / daemon["build"]["dockerfile"]).exists()
-    for volume in (one for node in nodes for one in node["volumes"] if one.startswith("./")):
-        assert (path.parent / volume.split(":")[0]).exists()
-    docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
-        USED["docker compose config"] = "not tried: there is no `docker compose` here; the files' content was checked"
-        return
-    done = subprocess.run([docker, "compose", "-f", str(path), "config", "--quiet"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_health_check_of_the_compose_files_works(our_rabbit: Rabbit) -> None:
-    composed = yaml.safe_load((ROOT / "compose" / "compose.yaml").read_text())
-    kind, program, *arguments = composed["services"]["rabbitmq"]["healthcheck"]["test"]
-    assert (kind, program) == ("CMD", "rabbitmq-diagnostics")
-    our_rabbit.diagnostics(*arguments)
-
-
-def test_a_daemon_runs_as_compose_runs_it(
-    start: Callable[..., Process], project: Callable[..., Path], tmp_path: Path, rabbitmq_url: str
-) -> None:
-    """The image's command and environment, without the image: JSON logs, the URL from the environment, nothing written."""
-    composed = yaml.safe_load((ROOT / "compose" / "compose.yaml").read_text())
-    daemon = composed["services"]["daemon"]
-    project()
-    (tmp_path / "config.toml").unlink()
-    before = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
-    process = start(
-        *daemon["command"],
-        ACKBACK_BROKER__URL=rabbitmq_url,
-        ACKBACK_LOG__FORMAT=daemon["environment"]["ACKBACK_LOG__FORMAT"],
-    )
-    assert process.wait_for("ready: ")[0].startswith("{")
-    assert {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts} == before
-    (tmp_path / "config.toml").write_text(f"[broker]\nurl = '{rabbitmq_url}'")
 
 
 def test_the_documented_permissions_are_enough(
