@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from broker.handling.chain import DelayChain, failed
 from broker.protocol.message import Publishing
 from broker.protocol.queues import addressed_queue
 from broker.transport.interface import Connection
+
+AGAIN_AFTER = 20.0
+"""Seconds after which a queue is declared once more before it is named: somebody may have deleted it."""
 
 
 class AddressedQueues:
@@ -18,7 +22,7 @@ class AddressedQueues:
         self.names: dict[str, str] = {}
         """The callback of each."""
         self._connection: Connection | None = None
-        self._declared: dict[str, asyncio.Task[None]] = {}
+        self._declared: dict[str, tuple[float, asyncio.Task[None]]] = {}
 
     def reply_to(self, target: str, callbacks: tuple[str, ...]) -> str | None:
         """The queue on which replies for the one callback are asked for; None if there is no callback.
@@ -47,7 +51,7 @@ class AddressedQueues:
         await (chain.publish(connection, publishing) if publishing.exchange else connection.publish(publishing))
 
     async def declare_again(self, connection: Connection) -> None:
-        """Declare all that are in use: somebody may have deleted one."""
+        """Declare all that are in use, as replies may still come when nothing is asked any more."""
         self._declared.clear()
         await asyncio.gather(*(self._declare(connection, name) for name in self.names))
 
@@ -55,9 +59,11 @@ class AddressedQueues:
         if self._connection is not connection:
             self._connection = connection
             self._declared.clear()
-        declared = self._declared.get(name)
-        if declared is None or failed(declared):
+        now = time.monotonic()
+        at, declared = self._declared.get(name, (now, None))
+        if declared is None or now - at > AGAIN_AFTER or failed(declared):
             queue = addressed_queue(self._callback_queue, self.names[name])
-            declared = self._declared[name] = asyncio.ensure_future(connection.declare(queue))
+            declared = asyncio.ensure_future(connection.declare(queue))
             declared.add_done_callback(failed)  # its error is for those who publish
+            self._declared[name] = now, declared
         return declared

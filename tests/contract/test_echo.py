@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from broker import AsyncClient, Service
+from broker.handling import addressed
 from broker.process import daemon as daemon_module
 from broker.protocol.entities import Queue
 from broker.protocol.message import Message, Publishing
@@ -114,6 +115,27 @@ def test_a_server_that_replies_twice_is_heard_twice(transport: Transport) -> Non
             await daemon.publish(source.name, Message(b"tea"))
             events = await seen.wait(2)
             assert len(set(events)) == 1
+
+    run(test())
+
+
+def test_a_client_declares_a_queue_for_such_replies_again(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addressed, "AGAIN_AFTER", 0.0)
+    seen, legacy = Seen(), unique("legacy")
+    callback = collecting_callback(seen)
+
+    async def test() -> None:
+        async with (
+            server(transport, legacy),
+            running(transport, callback) as daemon,
+            AsyncClient(settings=daemon.settings, transport=transport) as client,
+        ):
+            for number in range(1, 4):
+                await client.invoke_async(legacy, "tea", callback=callback, echo=False)
+                await seen.wait(number)
+                await daemon.connection.delete(Queue(addressed_queue(daemon.callback_queue, callback.name).name))
 
     run(test())
 

@@ -10,12 +10,17 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tests.faults.ledger import ACCEPTED, Ledger, cid_of
 
 AGAIN_AFTER = 0.2
 NAMES = ("faults.work", "faults.work-in-thread")
 CALLBACK = "faults.told"
+NOBODY = "faults.nobody"
+LEGACY = "faults.legacy"
+"""Served by `tests.faults.legacy`, which echoes nothing but the correlation ID."""
+TARGETS = {"once": "faults.once", "legacy": LEGACY, "unheard": LEGACY}
 
 
 def plan(text: str) -> Callable[[int], dict[str, object]]:
@@ -32,7 +37,14 @@ def plan(text: str) -> Callable[[int], dict[str, object]]:
 
 
 def target(number: int, job: Callable[[int], dict[str, object]]) -> str:
-    return "faults.once" if job(number).get("do") == "once" else NAMES[number % 2]
+    return TARGETS.get(str(job(number).get("do")), NAMES[number % 2])
+
+
+def invocation(number: int, job: Callable[[int], dict[str, object]]) -> dict[str, Any]:
+    """How a number's target is invoked."""
+    what = job(number).get("do")
+    callback = NOBODY if what == "unheard" else CALLBACK
+    return {"callback": callback, "cid": cid_of(number), "echo": target(number, job) != LEGACY}
 
 
 def paced(first: int, count: int, rate: float) -> Iterator[int]:
@@ -51,7 +63,7 @@ def by_client(url: str, numbers: Iterator[int], job: Callable[[int], dict[str, o
         for number in numbers:
             while True:
                 try:
-                    client.invoke_async(target(number, job), job(number), callback=CALLBACK, cid=cid_of(number))
+                    client.invoke_async(target(number, job), job(number), **invocation(number, job))
                     break
                 except AckbackError:
                     time.sleep(AGAIN_AFTER)
@@ -64,7 +76,7 @@ def by_async_client(url: str, numbers: Iterator[int], job: Callable[[int], dict[
     async def invoke(client: AsyncClient, number: int, slots: asyncio.Semaphore) -> None:
         while True:
             try:
-                await client.invoke_async(target(number, job), job(number), callback=CALLBACK, cid=cid_of(number))
+                await client.invoke_async(target(number, job), job(number), **invocation(number, job))
                 break
             except AckbackError:
                 await asyncio.sleep(AGAIN_AFTER)

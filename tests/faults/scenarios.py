@@ -152,6 +152,30 @@ def delete_queues(attack: Attack) -> Check:
     return no_more
 
 
+def servers_that_echo_nothing(attack: Attack) -> Check:
+    """Their replies come by way of a queue that names the callback: it is deleted, the server killed, the daemons are, and some callbacks
+    nobody hosts."""
+    stage = attack.stage
+    for _ in range(2):
+        stage.daemon()
+    stage.serve("tests.faults.legacy", stage.urls[0])
+    stage.load(int(100 * 2.0 * attack.scale), 100, "unheard:10,legacy:1", ("client", "async"))
+    faults: list[Callable[[], object]] = [
+        lambda: stage.delete_queue(f"callbacks.for.{CALLBACK}"),
+        lambda: stage.serve("tests.faults.legacy", stage.urls[0]),
+        lambda: stage.rng.choice(stage.daemons).kill(),
+        lambda: attack.node.ctl("close_all_connections", "attacked"),
+    ]
+    stage.break_things(len(faults) * attack.scale, lambda: faults[stage.faults % len(faults)]() and None, (0.2, 0.5))
+
+    def check(account: Account) -> None:
+        assert not set(account.ok) & set(account.dead)
+        assert all(number % 10 == 9 for number in account.dead), account.dead
+        assert account.repeated >= len(account.ok) // 4, account.repeated
+
+    return check
+
+
 def poison(attack: Attack) -> Check:
     for _ in range(2):
         attack.stage.daemon()
@@ -356,6 +380,7 @@ SCENARIOS: dict[str, Callable[[Attack], Check]] = {
         close_every_connection,
         once_each,
         delete_queues,
+        servers_that_echo_nothing,
         poison,
         expired,
         alarms,

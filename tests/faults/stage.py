@@ -42,6 +42,7 @@ class Stage:
         self.garbage = 0
         self.daemons: list[DaemonProcess] = []
         self._loads: list[subprocess.Popen[bytes]] = []
+        self._server: subprocess.Popen[bytes] | None = None
         self._numbers = 0
         self._rate = 0.0
         self._folder = tempfile.TemporaryDirectory(prefix="ackback-faults-")
@@ -81,6 +82,18 @@ class Stage:
             with (self.path / f"{kind}.log").open("a") as log:
                 self._loads.append(subprocess.Popen(command, env=self.environment, cwd=ROOT, stdout=log, stderr=log))
             self._numbers += share
+
+    def serve(self, module: str, *arguments: str) -> None:
+        """Start a server that knows nothing of ackback; the one that was started before is killed."""
+        self._end_server()
+        command = [sys.executable, "-m", module, *arguments]
+        with (self.path / "server.log").open("a") as log:
+            self._server = subprocess.Popen(command, env=self.environment, cwd=ROOT, stdout=log, stderr=log)
+
+    def _end_server(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
 
     def kill_a_load(self) -> None:
         load = self._loads.pop()
@@ -181,6 +194,7 @@ class Stage:
                 "faults.work",
                 "faults.work-in-thread",
                 "faults.once",
+                "faults.legacy",
                 "faults.told",
                 "callbacks",
                 "dead-letters",
@@ -209,6 +223,7 @@ class Stage:
         for load in self._loads:
             load.kill()
             load.wait()
+        self._end_server()
         for daemon in self.daemons:
             daemon.close()
         self.ledger.close()
