@@ -151,6 +151,9 @@ class LaneConsumer(AmqpConsumer):
         await super().start(prefetch)
 
     def on_method(self, method: int, payload: bytes) -> bool:
+        if method == frames.CHANNEL_CLOSE:
+            # Before aiormq answers: an acknowledgement after its answer would end the whole connection (504, expected 'channel.open').
+            self.open = False
         return False
 
     def on_content(self, method: int, payload: bytes, header: bytes, body: bytes) -> None:

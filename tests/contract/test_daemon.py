@@ -13,10 +13,12 @@ import pytest
 
 from broker import Service
 from broker.errors import ConfigurationError
+from broker.handling import arrivals
 from broker.protocol.entities import Queue
 from broker.protocol.message import Message, Publishing
 from broker.transport.interface import Connection, Delivery, Transport
 from broker.transport.memory import MemoryBroker
+from tests.conftest import USED
 from tests.contract.conftest import Cuttable
 from tests.support import delete_queues, named, run, running, unique, until
 
@@ -285,3 +287,45 @@ def test_where_rabbitmq_hears_no_acknowledgement_timeout_the_daemon_says_whom_it
                 assert all(slow.name in one and quick.name not in one for one in told)
 
     run(test())
+
+
+def test_a_consumer_that_rabbitmq_times_out_consumes_again_and_nothing_is_lost(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is not acknowledged in time is delivered once more, and the late acknowledgement is ignored."""
+    monkeypatch.setattr(arrivals, "ACKNOWLEDGEMENT_TIMEOUT", 2.0)
+    deliveries: list[str] = []
+
+    class Late(Service):
+        name = unique("late")
+        concurrency = 2
+
+        async def handle(self) -> str:
+            deliveries.append(self.request.text)
+            if self.request.text == "late" and deliveries.count("late") == 1:
+                await until(lambda: deliveries.count("late") >= 2)
+            return self.request.text
+
+    async def test() -> None:
+        async with running(transport, Late) as daemon:
+            inbox = await daemon.inbox()
+            if daemon.connection.server.version < (4, 3):
+                USED["consumers that time out"] = "NOT TRIED: RabbitMQ heeds a consumer's own timeout since 4.3"
+                pytest.skip("this broker does not heed a consumer's timeout")
+            for text in ("late", "in time"):
+                await daemon.publish(Late.name, Message(text.encode(), correlation_id=text, reply_to=inbox.queue))
+            await until(lambda: deliveries.count("late") >= 2)
+            await daemon.publish(Late.name, Message(b"after", reply_to=inbox.queue))
+            replies = set()
+            while "after" not in replies or "late" not in replies:
+                replies.add((await inbox.next()).body.decode())
+            assert replies == {"late", "in time", "after"}
+            await until(lambda: not daemon.daemon.busy())
+            assert not daemon.dead
+            # More than twice, if RabbitMQ delivers it once more on the channel that it is about to close.
+            assert deliveries.count("in time") == deliveries.count("after") == 1
+
+    with caplog.at_level(logging.WARNING):
+        run(test())
+    assert any("; declaring and consuming it again" in one for one in caplog.messages)
+    assert not any("CHANNEL_ERROR" in one for one in caplog.messages), "it cost the whole connection"

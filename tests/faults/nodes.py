@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +34,7 @@ class Node(Protocol):
 class DockerNode:
     """`epmd` is the port of the one, in a container of its own, that the nodes of its cluster register with."""
 
-    def __init__(self, client: Any, epmd: int) -> None:
+    def __init__(self, client: Any, epmd: int, consumer_timeout: float | None = None) -> None:
         port = free_port()
         self._port = port
         self.name = f"ackback{port}@localhost"
@@ -46,7 +47,8 @@ class DockerNode:
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
                 "-setcookie ackback "
-                f'-rabbitmq_management listener [{{port,{free_port()}}},{{ip,"127.0.0.1"}}] '
+                + (f"-rabbit consumer_timeout {consumer_timeout * 1000:.0f} " if consumer_timeout else "")
+                + f'-rabbitmq_management listener [{{port,{free_port()}}},{{ip,"127.0.0.1"}}] '
                 f'-rabbitmq_prometheus tcp_config [{{port,{free_port()}}},{{ip,"127.0.0.1"}}]'
             ),
         }
@@ -80,10 +82,13 @@ class DockerNode:
 
 
 class PackageNode:
-    def __init__(self) -> None:
+    def __init__(self, consumer_timeout: float | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="ackback-node-"))
         self._port = free_port()
         self._environment = private_environment(self._folder, self._port)
+        if consumer_timeout:
+            with (self._folder / "rabbitmq.conf").open("a") as configuration:
+                configuration.write(f"consumer_timeout = {consumer_timeout * 1000:.0f}\n")
         (self._folder / ".erlang.cookie").write_text("ackback")
         (self._folder / ".erlang.cookie").chmod(0o400)
         self.name = self._environment["RABBITMQ_NODENAME"]
@@ -122,30 +127,35 @@ class PackageNode:
 
 
 @contextmanager
+def docker_nodes() -> Iterator[Callable[..., Node]]:
+    """Creates nodes in containers that can find each other; they are the caller's to remove."""
+    import docker
+
+    client = docker.from_env()
+    # A node would start one where all nodes of this machine register, and take it along when it is killed.
+    port = free_port()
+    command = ["epmd", "-port", str(port), "-address", "127.0.0.1"]
+    epmd = client.containers.run(IMAGE, detach=True, entrypoint=command, network_mode="host")
+    try:
+        yield partial(DockerNode, client, port)
+    finally:
+        epmd.remove(force=True, v=True)
+        client.close()
+
+
+@contextmanager
 def cluster(size: int) -> Iterator[list[Node]]:
     """So many nodes that know each other, all running."""
     nodes: list[Node] = []
-    client = epmd = None
-    try:
+    with ExitStack() as stack:
+        create: Callable[..., Node] = PackageNode
         if os.environ.get("RABBITMQ_FROM") != "package" and docker_has_image():
-            import docker
-
-            client = docker.from_env()
-            # A node would start one where all nodes of this machine register, and take it along when it is killed.
-            port = free_port()
-            epmd = client.containers.run(
-                IMAGE,
-                detach=True,
-                entrypoint=["epmd", "-port", str(port), "-address", "127.0.0.1"],
-                network_mode="host",
-            )
-            for _ in range(size):
-                nodes.append(DockerNode(client, port))
-        else:
-            if not SERVER.exists():
-                install()
-            for _ in range(size):
-                nodes.append(PackageNode())
+            create = stack.enter_context(docker_nodes())
+        elif not SERVER.exists():
+            install()
+        for _ in range(size):
+            nodes.append(create())
+            stack.callback(nodes[-1].remove)
         for node in nodes:
             node.start()
         for node in nodes:
@@ -155,10 +165,3 @@ def cluster(size: int) -> Iterator[list[Node]]:
             node.ctl("join_cluster", nodes[0].name)
             node.ctl("start_app")
         yield nodes
-    finally:
-        for node in nodes:
-            node.remove()
-        if epmd is not None:
-            epmd.remove(force=True, v=True)
-        if client is not None:
-            client.close()

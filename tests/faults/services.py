@@ -35,6 +35,10 @@ class Work(_Hears):
 
     async def handle(self, job: Job) -> int:
         _misbehave(job)
+        if job.do == "linger":
+            ledger.note(EFFECT, job.number)
+            if not _first_time(job):
+                return job.number
         await asyncio.sleep(job.seconds)
         return job.number
 
@@ -67,6 +71,14 @@ class Told(_Hears):
 
     async def handle(self, number: int) -> None:
         ledger.note(OK, number if number == number_of(self.cid) else None)
+
+
+def _first_time(job: Job) -> bool:
+    try:
+        Path(f"lingered-{job.number}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _misbehave(job: Job) -> None:

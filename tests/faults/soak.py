@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from tests.faults import others
+from tests.faults import others, patience
 from tests.faults.nodes import Node, cluster
 from tests.faults.scenarios import CLUSTERED, SCENARIOS, run
 
@@ -31,6 +31,8 @@ def main() -> None:
     until = begun + arguments.minutes * 60
     sums: Sums = defaultdict(lambda: dict.fromkeys(("runs", *COLUMNS, SECONDS), 0))
     failures: list[str] = []
+    waited = patience.table()
+    print(waited, flush=True)
     compared = others.compare(arguments.seed)
     until += time.monotonic() - begun
     with cluster(1) as one:
@@ -50,7 +52,7 @@ def main() -> None:
     minutes = (time.monotonic() - begun) / 60
     table = _table(sums)
     print(table)
-    REPORT.write_text(_report(table, compared, version, minutes, arguments.seed))
+    REPORT.write_text(_report(table, waited, compared, version, minutes, arguments.seed))
     if failures:
         sys.exit("\n\n".join(failures))
 
@@ -83,11 +85,12 @@ def _table(sums: Sums) -> str:
     return "\n".join(lines)
 
 
-def _report(table: str, compared: str, version: str, minutes: float, seed: int) -> str:
+def _report(table: str, waited: str, compared: str, version: str, minutes: float, seed: int) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     intro = (Path(__file__).parent / "report.md").read_text()
     return intro.format(
         table=table,
+        waited=waited,
         compared=compared,
         version=version,
         minutes=f"{minutes:.0f}",
