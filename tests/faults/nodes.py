@@ -27,7 +27,7 @@ class Node(Protocol):
     def stop(self) -> None:
         """Shut it down as an administrator does."""
 
-    def ctl(self, *arguments: str) -> str: ...
+    def ctl(self, *arguments: str, tool: str = "rabbitmqctl") -> str: ...
     def remove(self) -> None: ...
 
 
@@ -71,8 +71,8 @@ class DockerNode:
         self.ctl("stop")
         self._container.wait()
 
-    def ctl(self, *arguments: str) -> str:
-        command = ["rabbitmqctl", "-q", "-n", self.name, "--erlang-cookie", "ackback", *arguments]
+    def ctl(self, *arguments: str, tool: str = "rabbitmqctl") -> str:
+        command = [tool, "-q", "-n", self.name, "--erlang-cookie", "ackback", *arguments]
         code, output = self._container.exec_run(command)
         assert code == 0, output.decode()
         return str(output.decode())
@@ -115,8 +115,8 @@ class PackageNode:
         self._process.wait(60)
         self._process = None
 
-    def ctl(self, *arguments: str) -> str:
-        command = [str(SERVER.with_name("rabbitmqctl")), "-q", "-n", self.name, *arguments]
+    def ctl(self, *arguments: str, tool: str = "rabbitmqctl") -> str:
+        command = [str(SERVER.with_name(tool)), "-q", "-n", self.name, *arguments]
         return subprocess.run(
             command, env=os.environ | self._environment, check=True, capture_output=True, text=True
         ).stdout

@@ -369,6 +369,21 @@ def node_death(attack: Attack) -> Check:
     return bring_back
 
 
+def maintenance(attack: Attack) -> Check:
+    """Nodes are put into maintenance and back, first the one that the clients are connected to."""
+    stage, nodes = attack.stage, attack.nodes
+    for _ in range(2):
+        stage.daemon()
+    attack.load(4.0)
+    for node in nodes if attack.scale > 1 else nodes[:1]:
+        time.sleep(stage.rng.uniform(0.5, 1.0))
+        node.ctl("drain", tool="rabbitmq-upgrade")
+        time.sleep(stage.rng.uniform(1.0, 2.0))
+        node.ctl("revive", tool="rabbitmq-upgrade")
+        stage.faults += 1
+    return no_more
+
+
 SCENARIOS: dict[str, Callable[[Attack], Check]] = {
     one.__name__.replace("_", "-"): one
     for one in (
@@ -388,10 +403,11 @@ SCENARIOS: dict[str, Callable[[Attack], Check]] = {
         replay_while_killed,
         bad_network,
         node_death,
+        maintenance,
         cluster_nodes,
     )
 }
-CLUSTERED = ("node-death", "cluster-nodes")
+CLUSTERED = ("node-death", "maintenance", "cluster-nodes")
 HAS_NETWORK = ("bad-network",)
 
 
