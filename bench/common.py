@@ -143,10 +143,15 @@ def told(child: subprocess.Popen[str]) -> dict[str, Any]:
     raise RuntimeError(f"{child.args} ended and left work undone")  # type: ignore[str-bytes-safe]
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(*pids: int) -> float:
+    """User and system time of processes, in seconds."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+
+
+def bytes_written(*pids: int) -> int:
+    """What processes have had written to disks."""
+    return sum(int(Path(f"/proc/{pid}/io").read_text().partition("\nwrite_bytes: ")[2].split()[0]) for pid in pids)
 
 
 def node_process(url: str) -> int | None:

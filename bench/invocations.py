@@ -88,22 +88,23 @@ class Run(NamedTuple):
 
 
 def measure(url: str, contender: Sequence[str], count: int, root: Path = ROOT) -> Run:
-    """One run of one contender with fresh processes and queues; `root` is the checkout that it is taken from."""
+    """One run of one contender with fresh processes and queues; `root` is the checkout that it is taken from. `url` is that of a node, or
+    of a cluster's nodes, with commas between."""
     module, *options = contender
-    delete_queues(url, *QUEUES)
-    node = node_process(url)
+    first, *others = url.split(",")
+    delete_queues(first, *QUEUES)
+    nodes = [node for one in (first, *others) if (node := node_process(one))]
     with process("-m", f"bench.contenders.{module}", "worker", url, str(count), *options, root=root) as worker:
-        wait_for_consumers(url, PRICE, CALLBACKS)
+        wait_for_consumers(first, PRICE, CALLBACKS)
         with process("-m", f"bench.contenders.{module}", "client", url, str(count), *options, root=root) as client:
-            pids = [node or worker.pid, worker.pid, client.pid]
             started = told(client)["started"]
-            before = [cpu_seconds(pid) for pid in pids]
+            before = [cpu_seconds(*pids) for pids in (nodes, [worker.pid], [client.pid])]
             told(client)
             of_client = cpu_seconds(client.pid)
             last = told(worker)["last"]
-            after = [cpu_seconds(node or worker.pid), cpu_seconds(worker.pid), of_client]
+            after = [cpu_seconds(*nodes), cpu_seconds(worker.pid), of_client]
             used = [(later - earlier) / count * 1e6 for earlier, later in zip(before, after, strict=True)]
-            return Run(count / (last - started), used[0] if node else 0.0, *used[1:])
+            return Run(count / (last - started), *used)
 
 
 def measure_two_workers(url: str, contender: Sequence[str], count: int) -> Run:

@@ -27,7 +27,11 @@ from broker.settings import Settings
 
 def settings(url: str, transport: str) -> Settings:
     return Settings.model_validate(
-        {"broker": {"url": url, "transport": transport}, "callbacks": {"queue": CALLBACKS}, "log": {"level": "info"}}
+        {
+            "broker": {"url": url.split(","), "transport": transport},
+            "callbacks": {"queue": CALLBACKS},
+            "log": {"level": "info"},
+        }
     )
 
 

@@ -162,10 +162,14 @@ def worker(url: str, count: int) -> None:
 
 
 def client(url: str, count: int) -> None:
-    """COUNT confirmed publishes, a window at a time."""
+    publish_all(url, count, frames.publish(1, PRICE, request(NO_CID), 131_072))
+
+
+def publish_all(url: str, count: int, template: bytes) -> None:
+    """COUNT confirmed publishes of a message in which the CID stands twice, a window at a time."""
     opened = Socket(url)
     opened.call(commands.Confirm.Select(), commands.Confirm.SelectOk)
-    before, between, after = frames.publish(1, PRICE, request(NO_CID), 131_072).split(NO_CID.encode())
+    before, between, after = template.split(NO_CID.encode())
     tell(started=time.time())
     sent, acked, beyond = 0, 0, set[int]()
     reads = opened.frames()

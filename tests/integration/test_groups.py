@@ -38,7 +38,9 @@ def callbacks(group: str) -> str:
 
 
 @pytest.fixture
-def groups(project: Callable[..., Path], start: Callable[..., Process], rabbitmq_url: str) -> dict[str, Process]:
+def groups(
+    project: Callable[..., Path], start: Callable[..., Process], rabbitmq_url: str
+) -> Iterator[dict[str, Process]]:
     files = {f"{group}.py": TOLD.format(group=group) for group in GROUPS}
     folder = project({"target.py": SERVICES, **files})
     daemons = {}
