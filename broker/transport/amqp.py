@@ -452,9 +452,8 @@ class AmqpConsumer:
                 self._connection.write(self._channel.close)
 
     def _on_cancel(self, _: object) -> None:
-        self._end(
-            f"RabbitMQ ended the deliveries from queue {self._queue!r} (it was deleted, its leader moved, or a message was not acknowledged in time)"
-        )
+        why = "it was deleted, its leader moved, or a message was not acknowledged in time"
+        self._end(f"RabbitMQ ended the deliveries from queue {self._queue!r} ({why})")
         self._close_if_settled()
 
     def _on_channel_closed(self, _: object, error: BaseException | None) -> None:
