@@ -73,7 +73,8 @@ def _attack(node: Node, module: str, environment: dict[str, str], rng: random.Ra
         worker = start("worker")
         killed = 0
         try:
-            wait_for_consumers(node.url, PRICE, CALLBACKS)  # some declare their queues only when their worker runs
+            # Some declare their queues only when their worker runs.
+            wait_for_consumers(node.url, *(("celery",) if environment else (PRICE, CALLBACKS)))
             assert start("client").wait(120) == 0, f"{module}: its client failed"
             changed, last = time.monotonic(), -1
             kill_at = heard() + rng.randrange(50, 400)
