@@ -41,6 +41,11 @@ class AddressedQueues:
         self.names[name] = callbacks[0]
         return name
 
+    def keep(self, name: str, callback: str) -> None:
+        """A reply has come by way of a queue for a callback that is hosted here: it is declared again, too, if it is deleted, as whoever
+        asked may be gone."""
+        self.names[name] = callback
+
     async def publish(self, connection: Connection, publishing: Publishing, chain: DelayChain) -> None:
         """Publish a request, once the queue that its reply comes to is declared if that is one of these, by way of the chain if it waits.
 

@@ -33,11 +33,13 @@ class OwnQueues:
         self._in_place = in_place
         self._callback_queue = invoker.callback_queue
         self._chain = invoker.chain
+        self._addressed = invoker.addressed
         self._deadlines = invoker.deadlines
 
     def reply(self, message: Message) -> ForService | Outcome:
         """One callback that is quick and has a free slot here runs here; otherwise each gets the reply on its own queue."""
-        message = callbacks.by_address(message, self._callback_queue)
+        if callbacks.sent_to(message, self._callback_queue) is not None:
+            message = self._by_address(message)
         cid = message.correlation_id = message.correlation_id or new_cid()
         try:
             headers = h.read(message)
@@ -51,6 +53,13 @@ class OwnQueues:
             return forwards(message, cid, names)
         logger.warning("a reply that names no callback becomes a dead letter", extra={"cid": cid})
         return callbacks.no_callback(message, callbacks.NONE_NAMED)
+
+    def _by_address(self, message: Message) -> Message:
+        named = callbacks.by_address(message, self._callback_queue)
+        callback = named.headers[h.CALLBACK]
+        if isinstance(callback, str) and callback in self._hosted:
+            self._addressed.keep(str(message.headers[callbacks.SENT_TO]), callback)
+        return named
 
     def dead(self, message: Message) -> Outcome:
         """What RabbitMQ gave up becomes a dead letter, but for calls that nobody waits for any more."""

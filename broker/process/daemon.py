@@ -214,10 +214,11 @@ class Daemon:
         while not self._stop.is_set():
             await asyncio.sleep(LOOK_FOR_CALLBACKS)
             await self.ready.wait()
-            with suppress(BrokerUnavailableError, ConfigurationError):
-                if self._connection is not None:
-                    await self._arrivals.invoker.addressed.declare_again(self._connection)
-                    await self._arrivals.invoker.convention.look_again(self._connection)
+            invoker = self._arrivals.invoker
+            for look in (invoker.addressed.declare_again, invoker.convention.look_again):
+                with suppress(BrokerUnavailableError, ConfigurationError):
+                    if self._connection is not None:
+                        await look(self._connection)
 
     async def _have_suspects_handled(self, suspects: Suspects) -> None:
         """Whenever something is in quarantine, have it handled in a process of its own."""

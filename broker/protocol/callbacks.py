@@ -12,6 +12,7 @@ from broker.protocol.outcomes import Outcome, failure
 from broker.protocol.problems import problem
 from broker.protocol.queues import ADDRESSED
 
+SENT_TO = "x-first-death-queue"
 _DEATHS = ("x-death", "x-first-death-", "x-last-death-")
 
 NONE_NAMED = "the reply names no callback: it has neither a header 'callback' nor a header 'source'"
@@ -24,15 +25,21 @@ def names_for(headers: Headers) -> tuple[str, ...]:
     return (callback_name(headers.source),) if headers.source else ()
 
 
+def sent_to(message: Message, callback_queue: str) -> str | None:
+    """The callback that the queue names which a reply was sent to; None if that names none."""
+    queue = message.headers.get(SENT_TO)
+    prefix = callback_queue + ADDRESSED
+    return queue.removeprefix(prefix) if isinstance(queue, str) and queue.startswith(prefix) else None
+
+
 def by_address(message: Message, callback_queue: str) -> Message:
     """A reply to the callback queue with its callback in its headers, where the queue that it was sent to says which that is."""
-    sent_to = message.headers.get("x-first-death-queue")
-    prefix = callback_queue + ADDRESSED
-    if not isinstance(sent_to, str) or not sent_to.startswith(prefix):
+    callback = sent_to(message, callback_queue)
+    if callback is None:
         return message
     named = copy(message)
     named.headers = {key: value for key, value in message.headers.items() if not key.startswith(_DEATHS)}
-    named.headers.setdefault(CALLBACK, sent_to.removeprefix(prefix))
+    named.headers.setdefault(CALLBACK, callback)
     return named
 
 

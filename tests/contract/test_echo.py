@@ -140,6 +140,25 @@ def test_a_client_declares_a_queue_for_such_replies_again(
     run(test())
 
 
+def test_who_hosts_the_callback_declares_the_queue_again_when_the_client_is_gone(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "LOOK_FOR_CALLBACKS", 0.1)
+    seen, legacy = Seen(), unique("legacy")
+    callback = collecting_callback(seen)
+
+    async def test() -> None:
+        async with server(transport, legacy), running(transport, callback) as daemon:
+            async with AsyncClient(settings=daemon.settings, transport=transport) as client:
+                await client.invoke_async(legacy, "tea", callback=callback, echo=False)
+            await seen.wait(1)
+            name = addressed_queue(daemon.callback_queue, callback.name).name
+            await daemon.connection.delete(Queue(name))
+            await until(lambda: daemon.connection.look_at(name))
+
+    run(test())
+
+
 def test_a_queue_for_such_replies_that_is_deleted_is_declared_again(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
