@@ -68,7 +68,8 @@ class DockerNode:
         self._container.wait()
 
     def stop(self) -> None:
-        self.ctl("stop")
+        # The command ends with the node.
+        self._container.exec_run(["rabbitmqctl", "-n", self.name, "--erlang-cookie", "ackback", "stop"], detach=True)
         self._container.wait()
 
     def ctl(self, *arguments: str, tool: str = "rabbitmqctl") -> str:
