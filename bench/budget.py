@@ -27,6 +27,7 @@ from broker.hosting import registry
 from broker.protocol import bodies, outcomes
 from broker.protocol import headers as h
 from broker.protocol.message import Message
+from broker.recording.recorder import Recorder
 from broker.settings import Settings
 from broker.transport import frames
 from broker.transport.stream import LaneProtocol
@@ -66,11 +67,12 @@ class Confirmed:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.last: Message
+        self.reply: Message
 
     def publish(self, publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
-        self.last = publishing[1]
+        if h.STATUS in publishing[1].headers:
+            self.reply = publishing[1]
         frames.publish(1, publishing[0], publishing[1], frames.DEFAULT_FRAME_MAX)
         self._loop.call_soon(future.set_result, None)
         return future
@@ -144,9 +146,9 @@ async def never(_: Intake) -> None:
 async def main() -> None:
     settings = Settings.model_validate({"callbacks": {"queue": "bench.callbacks"}})
     services = registry.register([("", Price), ("", Priced)], settings)
-    arrivals = Arrivals(services, "bench.callbacks", 1 << 24, None, never)
     connection = Confirmed()
-    arrivals.invoker.connection = connection  # type: ignore[assignment]
+    recorder = Recorder()
+    recorder.connection = connection  # type: ignore[assignment]
     headers = {h.CALLBACK: "bench.priced"}
     body = b'{"item": "screen", "quantity": 2}'
     request = Message(body, headers, "application/json", correlation_id=CID, message_id=CID, reply_to="bench.callbacks")
@@ -162,10 +164,13 @@ async def main() -> None:
     timed("the response, serialised", lambda: bodies.encode(quote, returns))
     timed("the reply, made", lambda: outcomes.reply(request, "bench.price", body, "application/json"))
     timed("its frames", lambda: frames.publish(1, "bench.callbacks", request, frames.DEFAULT_FRAME_MAX))
-    show(
-        "a request in all: decode, task, handler, reply, confirm, ack", await handled(arrivals, "bench.price", request)
-    )
-    show("a callback in all: decode, task, handler, ack", await handled(arrivals, "bench.callbacks", connection.last))
+    for recording, observer in ((", recorded", recorder), (", events off", None)):
+        arrivals = Arrivals(services, "bench.callbacks", 1 << 24, frozenset(), None, observer, None, never)
+        arrivals.invoker.connection = connection  # type: ignore[assignment]
+        in_all = await handled(arrivals, "bench.price", request)
+        show(f"a request in all: decode, handler, reply, confirm, ack{recording}", in_all)
+        in_all = await handled(arrivals, "bench.callbacks", connection.reply)
+        show(f"a callback in all: decode, handler, ack{recording}", in_all)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ CEILING = "raw sockets (ceiling)"
 CONTENDERS: dict[str, Sequence[str]] = {
     "ackback": ("ackback_daemon", "async", "lane"),
     "ackback, `def` handler": ("ackback_daemon", "def", "lane"),
+    "ackback, events off": ("ackback_daemon", "async", "lane", "events-off"),
     "ackback on aio-pika": ("ackback_daemon", "async", "aio-pika"),
     BASE: ("aio_pika_by_hand",),
     "Taskiq": ("taskiq_app",),
@@ -60,7 +61,7 @@ OTHERS: dict[str, Sequence[str]] = {
 OURS = {name for name in {**CONTENDERS, **OTHERS} if name.startswith("ackback") and name != TWO_WORKERS}
 BEFORE = ", before"
 # The quick ones need more messages for a run of the same length.
-QUICK = {"ackback", "ackback, `def` handler", CEILING, *OTHERS}
+QUICK = {"ackback", "ackback, `def` handler", "ackback, events off", CEILING, *OTHERS}
 SLOW_SHARE = 4
 PACKAGES = (
     "aio-pika",

@@ -7,7 +7,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from broker.errors import (
@@ -22,11 +23,14 @@ from broker.handling.addressed import AddressedQueues
 from broker.handling.calls import Calls
 from broker.handling.chain import DelayChain
 from broker.handling.invoker import retrieved
+from broker.handling.tracing import tracing
 from broker.handling.unconfirmed import WINDOW, WINDOW_BYTES
 from broker.hosting.naming import name_of
 from broker.protocol.cids import check_cid, new_cid
+from broker.protocol.events import SENT, SENT_ROW, Event
 from broker.protocol.message import Publishing
 from broker.protocol.requests import Template
+from broker.recording.recorder import Recorder
 from broker.service import Callback, Callbacks, Service
 from broker.transport.factory import create
 from broker.transport.interface import Connection, Transport
@@ -71,6 +75,8 @@ class AsyncClient:
         self._calls = Calls()
         self._chain = DelayChain()
         self._addressed = AddressedQueues(self._settings.callbacks.queue)
+        self._recorder: Recorder | None = None
+        self._tracing = tracing()
 
     async def __aenter__(self) -> Self:
         await self._connected()
@@ -82,6 +88,9 @@ class AsyncClient:
     async def close(self) -> None:
         """End the connection."""
         connection, self._connection = self._connection, None
+        if self._recorder is not None:
+            await self._recorder.close()
+            self._recorder.connection = None
         if connection is not None:
             await connection.close()
 
@@ -116,6 +125,7 @@ class AsyncClient:
         )
         publishing = self._request(target, template, payload, cid)
         used = cast(str, publishing.message.correlation_id)
+        began = time.time()
         scope = asyncio.timeout(timeout)
         try:
             async with scope:
@@ -125,6 +135,7 @@ class AsyncClient:
             if scope.expired():
                 raise ConfirmTimeoutError.after(timeout or 0, alarm=self._is_blocked, cid=used) from None
             raise
+        self._record(began, target, used, template.callbacks, delay)
         return used
 
     async def invoke_many(
@@ -155,7 +166,7 @@ class AsyncClient:
         target, template = self._template(
             name, callback=callback, echo=echo, delay=delay, expiration=expiration, priority=priority, headers=headers
         )
-        bulk = _Bulk(timeout)
+        bulk = _Bulk(timeout, partial(self._record, target=target, callbacks=template.callbacks, delay=delay))
         try:
             if isinstance(payloads, AsyncIterable):
                 async for payload in payloads:
@@ -194,7 +205,12 @@ class AsyncClient:
                 await asyncio.wait_for(self._connected(), timeout)
             except TimeoutError:
                 raise TimeoutError(f"no connection to RabbitMQ within {timeout:g} s") from None
-        return await self._calls.call(await self._connected(), publishing, timeout)
+        connection, began = await self._connected(), time.time()
+        try:
+            return await self._calls.call(connection, publishing, timeout)
+        finally:
+            cid = cast(str, publishing.message.correlation_id)
+            self._record(began, publishing.routing_key, cid, call=True)
 
     async def consumers(self, name: str | type[Service]) -> int:
         """How many daemons consume a service's queue at the moment; 0, too, if there is no such queue.
@@ -223,6 +239,28 @@ class AsyncClient:
             return asyncio.ensure_future(self._addressed.publish(self._connection, publishing, self._chain))
         return self._connection.publish(publishing)
 
+    def _record(
+        self,
+        began: float,
+        target: str,
+        cid: str,
+        callbacks: tuple[str, ...] = (),
+        delay: float | None = None,
+        *,
+        call: bool = False,
+    ) -> None:
+        if self._recorder is not None:
+            at = int(began * 1e6)
+            if not delay and not call:
+                self._recorder.note((SENT_ROW, at, cid, target, callbacks))
+                return
+            event: Event = {"event": SENT, "t": at, "cid": cid, "target": target, "callbacks": callbacks}
+            if delay:
+                event["delay"] = delay
+            if call:
+                event["call"] = True
+            self._recorder.note(event)
+
     def _template(
         self, name: Callback, *, callback: Callbacks | None = None, echo: bool | None = None, **properties: Any
     ) -> tuple[str, Template]:
@@ -239,7 +277,10 @@ class AsyncClient:
 
     def _request(self, target: str, template: Template, payload: Any, cid: str | None = None) -> Publishing:
         cid = new_cid() if cid is None else check_cid(cid)
-        return template.request(target, payload, cid, time.time(), self._settings.worker.max_body)
+        publishing = template.request(target, payload, cid, time.time(), self._settings.worker.max_body)
+        if self._tracing is not None:
+            self._tracing.sent(publishing, target)
+        return publishing
 
     @property
     def _is_blocked(self) -> bool:
@@ -256,6 +297,9 @@ class AsyncClient:
             if self._connection is None or self._connection.lost.done():
                 await self.close()
                 self._connection = await self._transport.connect()
+                if self._settings.events.enabled:
+                    self._recorder = self._recorder or Recorder()
+                    self._recorder.connection = self._connection
             return self._connection
 
 
@@ -266,11 +310,12 @@ class _StalledError(Exception):
 class _Bulk:
     """The unconfirmed requests of one `invoke_many`, oldest first, and what became of the others."""
 
-    def __init__(self, timeout: float | None) -> None:
+    def __init__(self, timeout: float | None, record: Callable[..., None]) -> None:
         self._timeout = timeout
+        self._record = record
         self._cids: list[str] = []
         self._rejected: list[Rejected] = []
-        self._unconfirmed: deque[tuple[asyncio.Future[None], int, int]] = deque()
+        self._unconfirmed: deque[tuple[asyncio.Future[None], int, int, float]] = deque()
         self._bytes = 0
 
     @property
@@ -279,7 +324,7 @@ class _Bulk:
 
     def add(self, publishing: Publishing, confirm: asyncio.Future[None]) -> None:
         size = len(publishing.message.body)
-        self._unconfirmed.append((confirm, len(self._cids), size))
+        self._unconfirmed.append((confirm, len(self._cids), size, time.time()))
         self._cids.append(cast(str, publishing.message.correlation_id))
         self._bytes += size
 
@@ -297,7 +342,7 @@ class _Bulk:
                     await self._first_confirmed()
                 self._settle_first()
         except asyncio.CancelledError:
-            for confirm, _, _ in self._unconfirmed:
+            for confirm, *_ in self._unconfirmed:
                 confirm.add_done_callback(retrieved)
             raise
 
@@ -308,7 +353,7 @@ class _Bulk:
 
     def timed_out(self, *, alarm: bool) -> ConfirmTimeoutError:
         """The error for what is not confirmed in time."""
-        for confirm, index, _ in self._unconfirmed:
+        for confirm, index, *_ in self._unconfirmed:
             confirm.add_done_callback(retrieved)
             cid = self._cids[index]
             error = ConfirmTimeoutError.after(self._timeout or 0, alarm=alarm, cid=cid)
@@ -322,12 +367,14 @@ class _Bulk:
         )
 
     def _settle_first(self) -> None:
-        confirm, index, size = self._unconfirmed.popleft()
+        confirm, index, size, began = self._unconfirmed.popleft()
         self._bytes -= size
         error = AckbackError("it was cancelled") if confirm.cancelled() else confirm.exception()
         if error is not None:
             known = error if isinstance(error, AckbackError) else AckbackError(repr(error))
             self._rejected.append(Rejected(index, self._cids[index], known))
+        else:
+            self._record(began, cid=self._cids[index])
 
     def accepted(self) -> list[str]:
         refused = {one.index for one in self._rejected}

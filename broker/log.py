@@ -20,9 +20,11 @@ handling: ContextVar[tuple[str, str, int] | None] = ContextVar("ackback_handling
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 # aiormq reports the same events again in its own words; what matters of them, the daemon says once.
 _NOISY = ("aiormq", "aio_pika", "asyncio")
-# Control characters, separators of lines, and the halves of surrogate pairs, which no stream can encode.
+# Control characters, separators of lines, marks that turn the direction of writing, and the halves of surrogate pairs, which no stream can
+# encode.
+_MARKS = (0x2028, 0x2029, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _CONTROL = {
-    code: repr(chr(code))[1:-1] for code in (*range(32), 127, *range(128, 160), 0x2028, 0x2029, *range(0xD800, 0xE000))
+    code: repr(chr(code))[1:-1] for code in (*range(32), 127, *range(128, 160), *_MARKS, *range(0xD800, 0xE000))
 }
 
 

@@ -162,6 +162,22 @@ class IdempotencySection(Section):
     keep: Annotated[float, Field(gt=0)] = 86_400.0
 
 
+class EventsSection(Section):
+    """The flight recorder's stream. `max_age` is in seconds."""
+
+    enabled: bool = True
+    max_age: Annotated[float, Field(ge=1)] = 7 * 86_400.0
+    max_bytes: PositiveInt = 2_000_000_000
+    segment_bytes: PositiveInt = 50_000_000
+
+
+class MetricsSection(Section):
+    """Where `/metrics`, `/healthz` and `/readyz` are served; nowhere without a port."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+
+
 class Settings(BaseSettings):
     """The whole configuration. Get it from `load`."""
 
@@ -178,6 +194,8 @@ class Settings(BaseSettings):
     worker: WorkerSection = WorkerSection()
     log: LogSection = LogSection()
     idempotency: IdempotencySection = IdempotencySection()
+    events: EventsSection = EventsSection()
+    metrics: MetricsSection = MetricsSection()
     defaults: ServiceOptions = ServiceOptions()
     service: dict[str, ServiceOptions] = {}
 

@@ -12,11 +12,17 @@ import sys
 import time
 from pathlib import Path
 
+from rich.console import Console
+
+from broker.cli.record.tree import drawn
 from broker.client import AsyncClient
 from broker.errors import BrokerUnavailableError
 from broker.hosting import registry
 from broker.process.daemon import Daemon
+from broker.protocol.events import EVENTS
 from broker.protocol.message import Message
+from broker.recording.reading import read
+from broker.recording.trace import story
 from broker.settings import Settings, masked
 from broker.transport.factory import create
 from broker.transport.interface import Connection, Transport
@@ -97,8 +103,13 @@ class Telling:
         return connection
 
 
+WIDE = 200
+
+
 def tell(target: str, message: Message) -> None:
     headers = message.headers
+    if target == EVENTS:
+        return
     cid = f"  {DIM}{str(message.correlation_id)[:8]}{RESET}  "
     source = headers.get("source")
     if "dead-reason" in headers:
@@ -109,6 +120,21 @@ def tell(target: str, message: Message) -> None:
         say(
             f"{cid}{source} invokes {BOLD}{target}{RESET}, callback {headers.get('callback', f'{source}-async-callback')}"
         )
+
+
+async def show_trace(transport: Transport, cid: str) -> None:
+    """The story of an invocation, once its dead letter is recorded."""
+    connection = await transport.connect()
+    try:
+        async with asyncio.timeout(LONGEST):
+            while True:
+                found = await story(read(connection), cid)
+                if found.root is not None and any(step.dead for step in (found.root, *found.root.children)):
+                    break
+                await asyncio.sleep(0.1)
+    finally:
+        await connection.close()
+    Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(drawn(found, cid))
 
 
 async def broker() -> tuple[Transport, str]:
@@ -143,6 +169,8 @@ async def main() -> None:
             await settled(narrator, daemon, callbacks)
         say(f"\n{BOLD}And request/reply, for when you do want to wait{RESET}")
         say(f"  call('zato.ping') returned {await client.call('zato.ping')}")
+    say(f"\n{BOLD}What became of the order that could not be priced: ackback trace {cid}{RESET}")
+    await show_trace(transport, cid)
     say(
         f"\nNext: {BOLD}.venv/bin/ackback run{RESET} hosts these services on RabbitMQ; README.md shows how to write your own."
     )

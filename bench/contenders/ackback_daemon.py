@@ -24,13 +24,16 @@ from broker.hosting import registry
 from broker.process.worker import serve
 from broker.settings import Settings
 
+EVENTS_OFF = "events-off"
 
-def settings(url: str, transport: str) -> Settings:
+
+def settings(url: str, transport: str, *more: str) -> Settings:
     return Settings.model_validate(
         {
             "broker": {"url": url.split(","), "transport": transport},
             "callbacks": {"queue": CALLBACKS},
             "log": {"level": "info"},
+            **({"events": {"enabled": False}} if EVENTS_OFF in more else {}),
         }
     )
 
@@ -93,14 +96,14 @@ def worker(url: str, count: int, style: str = "async", transport: str = "lane", 
         async def handle(self, number: int) -> None:
             counter.add(number)
 
-    chosen = settings(url, transport)
+    chosen = settings(url, transport, *more)
     classes = [*STYLES[style], SizedPriced if style == "sized" else Priced]
     serve(chosen, registry.register([("", cls) for cls in classes], chosen))
 
 
 def client(url: str, count: int, style: str = "async", transport: str = "lane", *more: str) -> None:
     async def publish() -> None:
-        async with AsyncClient(settings=settings(url, transport)) as ackback:
+        async with AsyncClient(settings=settings(url, transport, *more)) as ackback:
             payloads: Any
             if style == "sized":
                 payloads = (sized(number, int(more[0])) for number in range(count))

@@ -9,10 +9,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from broker.cli import dead
+from broker.cli.asyncapi import asyncapi
 from broker.cli.check import check
 from broker.cli.console import FAILED, MISUSED, tell
+from broker.cli.health import health
+from broker.cli.init import init
 from broker.cli.invoke import call, send
 from broker.cli.migrate import migrate
+from broker.cli.record.events import events
+from broker.cli.record.top import top
+from broker.cli.record.trace import trace
 from broker.cli.run import run
 from broker.cli.services import services
 from broker.errors import AckbackError, ConfigurationError, RemoteError, ServiceDefinitionError
@@ -26,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (run, send, call, services, check, migrate):
+for command in (run, send, call, services, check, migrate, trace, events, top, asyncapi, init, health):
     app.command()(command)
 app.add_typer(dead.app)
 

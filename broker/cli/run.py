@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from broker.cli.console import Config, Debug
+
+if TYPE_CHECKING:
+    from broker.process.supervisor import Supervisor
+    from broker.settings import Settings
 
 
 def run(
@@ -29,7 +34,6 @@ def run(
 ) -> None:
     """Run a daemon that hosts services."""
     from broker import log
-    from broker.hosting import registry
     from broker.settings import Settings
 
     settings = Settings.load(config)
@@ -37,8 +41,23 @@ def run(
         settings = settings.with_changes("worker", processes=workers)
     log.setup(settings.log, debug=debug)
     child = worker or suspects
-    if not child and (reload or settings.worker.processes > 1):
-        sys.exit(_supervise(settings, paths or [], config, reload=reload, debug=debug))
+    supervised = not child and (reload or settings.worker.processes > 1)
+    supervisor = _supervisor(settings, paths or [], config, reload=reload, debug=debug) if supervised else None
+    from broker.process.metrics import served
+    from broker.settings import MetricsSection
+
+    # Before the services are imported, which may have metrics of their own: those are served, too.
+    section = MetricsSection() if child else settings.metrics
+    with served(section, supervisor.workers if supervisor else lambda: [os.getpid()]):
+        code = supervisor.run() if supervisor else _serve(settings, paths or [], config, worker, suspects, debug=debug)
+    sys.exit(code)
+
+
+def _serve(
+    settings: Settings, paths: list[str], config: Path | None, worker: bool, suspects: bool, *, debug: bool
+) -> int:
+    from broker.hosting import registry
+    from broker.log import logger
     from broker.process.suspects import Suspects
     from broker.process.worker import serve
     from broker.transport.factory import is_embedded
@@ -48,12 +67,12 @@ def run(
         if name not in services and name not in settings.silent and not suspects:
             near = services.nearest(name)
             hint = f"; did you mean {near!r}?" if near else ""
-            log.logger.warning('[service."%s"] configures a service that is not hosted here%s', name, hint)
+            logger.warning('[service."%s"] configures a service that is not hosted here%s', name, hint)
     in_own_process = None
     if not suspects and not is_embedded(settings.urls):
-        arguments = _arguments("--suspects", paths or [], config, debug=debug)
+        arguments = _arguments("--suspects", paths, config, debug=debug)
         in_own_process = Suspects(arguments, (*settings.urls, settings.callbacks.queue))
-    sys.exit(serve(settings, services, in_own_process, suspects_only=suspects, parent_pipe=worker))
+    return serve(settings, services, in_own_process, suspects_only=suspects, parent_pipe=worker)
 
 
 def _arguments(role: str, paths: list[str], config: Path | None, *, debug: bool) -> list[str]:
@@ -64,7 +83,7 @@ def _arguments(role: str, paths: list[str], config: Path | None, *, debug: bool)
     return [*arguments, "--", *paths]
 
 
-def _supervise(settings: Any, paths: list[str], config: Path | None, *, reload: bool, debug: bool) -> int:
+def _supervisor(settings: Settings, paths: list[str], config: Path | None, *, reload: bool, debug: bool) -> Supervisor:
     from broker.process.supervisor import Supervisor, watcher
 
     changed = None
@@ -75,4 +94,4 @@ def _supervise(settings: Any, paths: list[str], config: Path | None, *, reload: 
         watched = [folder for folder in folders if folder.exists()] + ([settings.file] if settings.file else [])
         changed = watcher(watched or [Path.cwd()])
     arguments = _arguments("--worker", paths, config, debug=debug)
-    return Supervisor(arguments, settings.worker.processes, settings.worker.grace, changed).run()
+    return Supervisor(arguments, settings.worker.processes, settings.worker.grace, changed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from broker.handling.invoker import Invoker
 from broker.handling.own_queues import ForService, OwnQueues
 from broker.handling.settlement import Settlement
 from broker.handling.threads import Threads
+from broker.hosting.definition import ServiceDefinition
 from broker.hosting.registry import Registry
 from broker.log import logger
 from broker.protocol import quarantine
@@ -30,6 +31,7 @@ from broker.protocol.headers import Headers
 from broker.protocol.message import Message
 from broker.protocol.outcomes import Outcome
 from broker.protocol.queues import ACKNOWLEDGEMENT_TIMEOUT, DUE, UNDERTAKER
+from broker.recording.recorder import Observer
 from broker.transport.interface import Delivery
 
 # Replies are handled in place or passed on, neither for long: enough of them to keep a busy daemon's callbacks fed.
@@ -59,9 +61,11 @@ class Arrivals:
         max_body: int,
         silent: frozenset[str],
         once: Once | None,
+        observer: Observer | None,
+        published: Callable[[asyncio.Future[None]], None] | None,
         resize: Callable[[Intake], Coroutine[Any, Any, None]],
     ) -> None:
-        self.invoker = Invoker(registry, callback_queue, max_body, silent)
+        self.invoker = Invoker(registry, callback_queue, max_body, silent, observer, published)
         self._once = once
         self._threads = Threads(sum(definition.concurrency for definition in registry) or 1)
         self._eager = Eager()
@@ -104,6 +108,11 @@ class Arrivals:
 
     def __len__(self) -> int:
         return len(self._in_hand)
+
+    def services(self) -> Iterator[tuple[ServiceDefinition, int, int]]:
+        """Each service, how many of its handlers run, and how many messages wait for one."""
+        for host in self._hosts.values():
+            yield host.definition, host.definition.concurrency - host.free, len(host.waiting)
 
     def forgive(self) -> None:
         """What was in hand is delivered again, and counted as a crash, though this process lives."""

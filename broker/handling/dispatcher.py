@@ -9,11 +9,12 @@ import time
 import traceback
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticUndefined
 
 from broker.errors import ConnectionLostError, InvalidInputError
+from broker.handling import events
 from broker.handling.eager import directly
 from broker.handling.invocation import Invocation
 from broker.handling.invoker import Invoker
@@ -24,11 +25,14 @@ from broker.protocol import headers as h
 from broker.protocol.cids import new_cid
 from broker.protocol.headers import Headers
 from broker.protocol.message import Message, Reply
-from broker.protocol.outcomes import NOTHING, Outcome, failure, reply, retried
+from broker.protocol.outcomes import LATE, NOTHING, Outcome, failure, reply, retried
 from broker.protocol.problems import problem
 from broker.protocol.queues import is_call
 from broker.retry import Reject
 from broker.service import Request, Service
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 RunInThread = Callable[..., "asyncio.Future[Any]"]
 
@@ -48,6 +52,8 @@ class Dispatcher:
         self._run_in_thread = run_in_thread
         self._deadlines = invoker.deadlines
         self._max_body = invoker.max_body
+        self._observer = invoker.observer
+        self._tracing = invoker.tracing
 
     async def dispatch(
         self,
@@ -70,7 +76,11 @@ class Dispatcher:
         if not cid:
             cid = message.correlation_id = new_cid()
         invocation: Invocation | None = None
+        outcome: Outcome | None = None
+        span: Span | None = None
+        is_reply = reply_headers is not None
         handling.set((cid, definition.name, 1))
+        began = time.time()
         try:
             try:
                 if len(message.body) > self._max_body:
@@ -78,10 +88,13 @@ class Dispatcher:
                 headers = h.read(message) if reply_headers is None else reply_headers
                 if headers.attempt > 1:
                     handling.set((cid, definition.name, headers.attempt))
-                is_reply = reply_headers is not None or headers.status is not None
+                is_reply = headers.status is not None or is_reply
                 deadline = h.deadline(message)
+                if self._tracing is not None:
+                    span = self._tracing.process(definition.name, message, headers.attempt, redelivered=redelivered)
                 if deadline is not None and self._deadlines.cannot_be_met(definition.name, message, deadline):
-                    return self._late(definition, message)
+                    outcome = self._late(definition, message)
+                    return outcome
                 if is_reply and definition.callback_from is not None:
                     _check_replier(definition.callback_from, message)
                 request = Request(message, headers.attempt, redelivered, headers.source, is_reply)
@@ -89,35 +102,44 @@ class Dispatcher:
                 service = definition.cls()
                 service._handling = invocation
                 if headers.status == h.ERROR:
-                    return await self._handle_error(definition, service, invocation, message)
+                    outcome = await self._handle_error(definition, service, invocation, message)
+                    return outcome
                 handle = service.handle  # type: ignore[attr-defined]
                 arguments = _arguments(definition, message, is_reply)
-                began = 0.0 if deadline is None else time.monotonic()
+                handed_over = 0.0 if deadline is None else time.monotonic()
                 if definition.is_async and definition.timeout is None:
                     result = await handle(*arguments)
                 else:
                     result = await self._run(definition, definition.is_async, handle, *arguments)
-                if began:
-                    self._deadlines.took(definition.name, time.monotonic() - began)
+                if handed_over:
+                    self._deadlines.took(definition.name, time.monotonic() - handed_over)
                 answer = _answer(definition, message, invocation.payload if result is None else result)
             finally:
                 ended()
             if invocation.sent:
                 await invocation.confirmed()
-            return answer
+            outcome = answer
+            return outcome
         except ConnectionLostError:
             raise
         except BaseException as error:
-            return _failed(definition, message, reply_headers is not None, _failure_in(error))
+            outcome = _failed(definition, message, reply_headers is not None, _failure_in(error))
+            return outcome
         finally:
             if invocation is not None:
                 invocation.end()
+            if span is not None and self._tracing is not None:
+                self._tracing.processed(span, outcome)
+            if self._observer is not None and outcome is not None:
+                sent = None if invocation is None else invocation.recorded
+                name = definition.name
+                self._observer.note(events.handled(name, message, began, outcome, sent, redelivered, is_reply))
 
     def _late(self, definition: ServiceDefinition, message: Message) -> Outcome:
         """The end of a request that is too late: a call is only counted, as nobody but its caller has lost anything."""
         if is_call(message):
             self._deadlines.let_go(definition.name)
-            return NOTHING
+            return LATE
         told = problem("expired", "Expired", "it was not handled before its deadline", definition.name)
         return failure(message, "expired", told)
 
@@ -222,7 +244,8 @@ def _failed(definition: ServiceDefinition, message: Message, is_reply: bool, err
         detail = f"it expires before it can be tried again; attempt {attempt} failed: {what}"
         return failure(message, "expired", problem("expired", "Expired", detail, name, attempt))
     log.warning("attempt %d failed: %s; the next one in %d s", attempt, what, wait)
-    return retried(message, name, attempt + 1, wait, is_reply=is_reply)
+    told = problem("error", type(error).__name__, str(error), name, attempt)
+    return retried(message, name, attempt + 1, wait, told, is_reply=is_reply)
 
 
 def _wait(definition: ServiceDefinition, attempt: int, error: Exception) -> int | None:

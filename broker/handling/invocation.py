@@ -10,6 +10,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from typing import Any
 
 from broker.errors import ConnectionLostError
+from broker.handling.events import Sent, sent_by
 from broker.handling.invoker import Invoker
 from broker.handling.unconfirmed import COUNTING, Unconfirmed
 from broker.hosting.definition import ServiceDefinition
@@ -19,6 +20,8 @@ from broker.protocol.cids import Cids, check_cid, derived_cid, seed_of
 from broker.protocol.message import Message, Publishing
 from broker.protocol.requests import Template
 from broker.service import Callbacks, Request, Response, Service, ServiceLogger
+
+MOST_RECORDED = 200
 
 
 class Invocation:
@@ -35,6 +38,8 @@ class Invocation:
     _outbox: list[Publishing] | None = None
     _response: Response | None = None
     _unconfirmed: Unconfirmed | None = None
+    recorded: list[Sent] | None = None
+    """What it has invoked, if that is recorded: the last of it, as much of it is recorded before the handler has ended."""
 
     def __init__(
         self,
@@ -111,6 +116,8 @@ class Invocation:
                 f"the handling of {self.cid} has ended (it took longer than its timeout): nothing was sent"
             )
         unconfirmed.expect(publishing)
+        if invoker.observer is not None:
+            self._record(target, cid, delay)
         if self._outbox is not None:
             self._outbox.append(publishing)
         elif on_loop:
@@ -191,6 +198,8 @@ class Invocation:
         connection = self._invoker.connection
         if connection is None:
             raise ConnectionLostError("there is no connection to RabbitMQ")
+        if self._invoker.observer is not None:
+            self._record(target, str(publishing.message.correlation_id), None)
         return await self._invoker.calls.call(connection, publishing, timeout)
 
     async def confirmed(self) -> None:
@@ -214,13 +223,29 @@ class Invocation:
         if self._unconfirmed is not None:
             self._unconfirmed.forget()
 
+    def _record(self, target: str, cid: str, delay: float | None) -> None:
+        invoked: Sent = [int(time.time() * 1e6), target, cid]
+        if delay:
+            invoked.append(delay)
+        if self.recorded is None:
+            self.recorded = []
+        self.recorded.append(invoked)
+        if len(self.recorded) >= MOST_RECORDED:
+            recorded, self.recorded = self.recorded, []
+            event = sent_by(self._definition.name, self.cid, recorded)
+            if self._invoker.observer is not None:
+                self._invoker.loop.call_soon_threadsafe(self._invoker.observer.note, event)
+
     def _request(self, template: Template, target: str, payload: Any, cid: str) -> Publishing:
         headers = {h.PARENT: self.cid}
         for name in h.TRACING:
             if name in self._message.headers:
                 headers[name] = self._message.headers[name]
         try:
-            return template.request(target, payload, cid, time.time(), self._invoker.max_body, headers)
+            publishing = template.request(target, payload, cid, time.time(), self._invoker.max_body, headers)
+            if self._invoker.tracing is not None:
+                self._invoker.tracing.sent(publishing, target)
+            return publishing
         except bodies.UnserialisableError as error:
             raise TypeError(f"the payload for {target!r} cannot be serialised: {error}") from None
 

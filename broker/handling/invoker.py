@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import cast
 
 from broker.errors import ConnectionLostError
@@ -12,6 +13,7 @@ from broker.handling.calls import Calls
 from broker.handling.chain import DelayChain
 from broker.handling.convention import Convention
 from broker.handling.deadlines import Deadlines
+from broker.handling.tracing import tracing
 from broker.hosting.definition import ServiceDefinition
 from broker.hosting.registry import Registry
 from broker.protocol import quarantine
@@ -19,6 +21,7 @@ from broker.protocol.message import Publishing
 from broker.protocol.names import DEAD_LETTERS
 from broker.protocol.queues import DUE, UNDERTAKER, own_queue, with_what_leads_there
 from broker.protocol.requests import Template
+from broker.recording.recorder import Observer
 from broker.service import Callback, Callbacks
 from broker.transport.interface import Connection
 
@@ -26,14 +29,25 @@ MAX_TEMPLATES = 4096
 
 
 class Invoker:
-    """What all invocations of a process share. `silent` are the targets that echo nothing."""
+    """What all invocations of a process share. `silent` are the targets that echo nothing, `published` is told of every confirm."""
 
-    def __init__(self, registry: Registry, callback_queue: str, max_body: int, silent: frozenset[str]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        callback_queue: str,
+        max_body: int,
+        silent: frozenset[str],
+        observer: Observer | None = None,
+        published: Callable[[asyncio.Future[None]], None] | None = None,
+    ) -> None:
         self.registry = registry
         self.callback_queue = callback_queue
         self.quarantine_queue = quarantine.queue_name(callback_queue)
         self.max_body = max_body
         self.silent = silent
+        self.observer = observer
+        self._published = published
+        self.tracing = tracing()
         self.addressed = AddressedQueues(callback_queue)
         self._own_queues = frozenset((callback_queue, self.quarantine_queue, DEAD_LETTERS, UNDERTAKER, DUE))
         self.calls = Calls()
@@ -69,9 +83,14 @@ class Invoker:
             refused: asyncio.Future[None] = self.loop.create_future()
             refused.set_exception(ConnectionLostError("there is no connection to RabbitMQ"))
             return refused
+        confirm: asyncio.Future[None]
         if publishing.exchange or publishing.message.reply_to in self.addressed.names:
-            return self.loop.create_task(self.addressed.publish(self.connection, publishing, self.chain))
-        return self.connection.publish(publishing)
+            confirm = self.loop.create_task(self.addressed.publish(self.connection, publishing, self.chain))
+        else:
+            confirm = self.connection.publish(publishing)
+        if self._published is not None:
+            confirm.add_done_callback(self._published)
+        return confirm
 
     def hosts(self, queue: str) -> bool:
         """Whether the queue is one that this process declares."""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from broker.errors import ConnectionLostError, UnencodableError, UnroutableError
+from broker.handling import events
 from broker.handling.eager import Eager
 from broker.handling.invoker import Invoker
 from broker.handling.patience import PatientPublisher
@@ -45,7 +46,7 @@ class Settlement:
         if outcome is NOTHING:
             self._acknowledge(delivery)
             return
-        reply, dead, forwards, again, refused = outcome
+        reply, dead, forwards, again, refused, _ = outcome
         if reply is None or dead is not None or forwards or again is not None or refused or not delivery.live:
             self._eager.begin(self._settle_waiting(outcome, delivery))
             return
@@ -177,6 +178,8 @@ class Settlement:
     async def _file(self, dead: Publishing) -> None:
         """File a dead letter; one whose foreign headers leave no room for its own is filed without them."""
         dead = filed(dead, datetime.now(UTC))
+        if (observer := self._invoker.observer) is not None:
+            observer.note(events.dead(dead.message))
         try:
             await self._publish_own(dead)
         except UnencodableError as error:

@@ -17,8 +17,12 @@ from broker.handling.intakes import Intake
 from broker.hosting.registry import Registry
 from broker.log import logger
 from broker.process import migration
+from broker.process.flight import Flight
+from broker.process.metrics import Metrics
 from broker.process.suspects import Suspects
+from broker.process.watchdog import Watchdog
 from broker.protocol.queues import ACKNOWLEDGEMENT_TIMEOUT, durable_queues, own_queue, with_what_leads_there
+from broker.recording.recorder import Observer, Observers
 from broker.settings import Settings
 from broker.stores.factory import open_store
 from broker.transport.interface import Connection, Consumer, Transport
@@ -65,12 +69,19 @@ class Daemon:
         self._registry = registry
         self._transport = transport
         self._once = _once(settings, registry)
+        self._flight = Flight(settings.events) if settings.events.enabled else None
+        self._metrics = None if settings.metrics.port is None else Metrics()
+        observers: list[Observer] = [] if self._flight is None else [self._flight.recorder]
+        if self._metrics is not None:
+            observers.append(self._metrics)
         self._arrivals = Arrivals(
             registry,
             settings.callbacks.queue,
             settings.worker.max_body,
             settings.silent,
             self._once,
+            observers[0] if len(observers) == 1 else Observers(*observers) if observers else None,
+            None if self._metrics is None else self._metrics.published,
             self._resize,
         )
         self._suspects = suspects
@@ -106,11 +117,23 @@ class Daemon:
         Raises:
             ConfigurationError: at the start, a queue cannot be declared or consumed as it has to be.
         """
+        watchdog = Watchdog()
+        try:
+            await self._serve_until_stopped()
+            return await self._drain()
+        finally:
+            watchdog.close()
+
+    async def _serve_until_stopped(self) -> None:
         serving = asyncio.ensure_future(self._serve())
         stopping = asyncio.ensure_future(self._stop.wait())
         beside = [asyncio.ensure_future(self._look_for_callbacks())]
         if self._suspects is not None:
             beside.append(asyncio.ensure_future(self._have_suspects_handled(self._suspects)))
+        if self._flight is not None:
+            beside.append(asyncio.ensure_future(self._flight.run(self._arrivals)))
+        if self._metrics is not None:
+            beside.append(asyncio.ensure_future(self._metrics.run(self._arrivals, self.ready)))
         if self._suspects_only:
             beside.append(asyncio.ensure_future(self._stop_once_quarantine_is_empty()))
         try:
@@ -125,7 +148,6 @@ class Daemon:
                 task.cancel()
                 with suppress(asyncio.CancelledError, ConfigurationError):
                     await task
-        return await self._drain()
 
     async def _serve(self) -> None:
         pauses = backoff(RECONNECT_FIRST, RECONNECT_MAXIMUM)
@@ -161,6 +183,8 @@ class Daemon:
             await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
         await self._arrivals.invoker.convention.look_for_all(connection)
         self._arrivals.invoker.connection = connection
+        if self._flight is not None:
+            self._flight.connected(connection)
         self.up.set()
         # Before anything is consumed, as this process may not live for long.
         if self._suspects is not None and await _is_filled(connection, self._quarantine):
@@ -299,7 +323,11 @@ class Daemon:
         # The end of the process of what is in quarantine is no news, and must not be taken for that of a daemon.
         level = logging.DEBUG if self._suspects_only else logging.INFO
         logger.log(level, "stopping: no new messages; %d being handled have %g s to finish", self.busy(), grace)
+        if self._flight is not None:
+            self._flight.note("drains", self._arrivals)
         unfinished = await self._arrivals.drain(grace)
+        if self._flight is not None:
+            await self._flight.close(self._arrivals)
         await self._abandon()
         self._arrivals.close()
         if self._once is not None:
@@ -318,6 +346,8 @@ class Daemon:
         self._consumers.clear()
         connection, self._connection = self._connection, None
         self._arrivals.invoker.connection = None
+        if self._flight is not None:
+            self._flight.disconnected()
         if connection is not None:
             await connection.close()
         self._arrivals.forget_lost()

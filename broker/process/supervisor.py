@@ -9,18 +9,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from broker.backoff import backoff
 from broker.errors import ConfigurationError
 from broker.log import logger
+from broker.process import systemd
 
 MAX_DEATHS = 5
 RESTART_PAUSES = (0.3, 3.0)
 CONFIGURATION_FAILED = 2
 POLL = 0.1
 KILL_AFTER_GRACE = 5.0
+STUCK_AFTER = 30.0
+"""Seconds."""
+READY = b"r"
 
 
 class Supervisor:
@@ -43,6 +48,13 @@ class Supervisor:
         self._deaths = 0
         self._pauses = backoff(*RESTART_PAUSES)
         self._restarts: dict[int, float] = {}
+        self._told_ready = False
+        self._tell_again_at = 0.0
+
+    def workers(self) -> list[int]:
+        """The process IDs of those that run, and -1 for one that is to be started again."""
+        living = [one.process.pid for one in list(self._workers.values())]
+        return living + [-1] * (self._count - len(living))
 
     def run(self) -> int:
         """Keep the workers running until a signal, and return the exit code."""
@@ -52,6 +64,7 @@ class Supervisor:
             self._start(index)
         while not self._signals:
             time.sleep(POLL)
+            self._tell_systemd()
             if self._changed is not None and self._changed():
                 self._restart_all()
             for index, worker in list(self._workers.items()):
@@ -64,8 +77,27 @@ class Supervisor:
                     self._start(index)
         return self._stop_all()
 
+    def _tell_systemd(self) -> None:
+        """Once all workers are ready, that this is; from then on that all live."""
+        now = time.monotonic()
+        for worker in self._workers.values():
+            worker.hear()
+        if not self._told_ready and all(one.ready for one in self._workers.values()):
+            self._told_ready = True
+            systemd.notify("READY=1", f"STATUS={self._count} workers host")
+        if now < self._tell_again_at:
+            return
+        interval = systemd.watchdog_interval()
+        if not self._told_ready:
+            systemd.still_starting()
+            interval = systemd.EXTEND_EVERY
+        elif interval is not None and not any(one.is_stuck(now) for one in self._workers.values()):
+            systemd.notify("WATCHDOG=1")
+        self._tell_again_at = now + (interval or systemd.EXTEND_EVERY)
+
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signals += 1
+        systemd.notify("STOPPING=1")
         for worker in self._workers.values():
             worker.send(number)
 
@@ -131,13 +163,26 @@ class _Worker:
                 command, stdin=its_end.fileno(), process_group=0, env=merged
             )
         self._socket.setblocking(False)
+        self._up = False
+        self._heard = time.monotonic()
+        self.ready = False
+        """Whether it consumes its queues, or once did."""
+
+    def hear(self) -> None:
+        """Read what it has written."""
+        with suppress(OSError):
+            if said := self._socket.recv(1024):
+                self._up, self._heard = True, time.monotonic()
+                self.ready = self.ready or READY in said
 
     def was_up(self) -> bool:
         """Whether it got as far as to find, or declare, its queues."""
-        try:
-            return bool(self._socket.recv(16))
-        except OSError:
-            return False
+        self.hear()
+        return self._up
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether it was ready once, and its event loop has not turned for long."""
+        return self.ready and now - self._heard > STUCK_AFTER
 
     def send(self, number: int) -> None:
         if self.process.poll() is None:

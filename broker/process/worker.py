@@ -14,13 +14,17 @@ from collections.abc import Callable
 
 from broker.hosting.registry import Registry
 from broker.log import logger
+from broker.process import systemd
 from broker.process.daemon import Daemon
+from broker.process.supervisor import READY
 from broker.process.suspects import Suspects, in_forks
 from broker.settings import Settings
 from broker.transport.factory import create
 
 STOPPED_AT_ONCE = 1
-UP = b"up"
+UP = b"u"
+"""What a worker writes to its parent: that its queues are there, and, again and again, that it is or was ready, and that its loop turns."""
+BEAT = 1.0
 # Hundreds of messages in flight are thousands of young objects: by Python's defaults the collector would look at them again and again,
 # which took a fifth of a busy worker's time. Reference counting frees nearly all that a message leaves behind.
 GC_THRESHOLDS = (50_000, 20, 20)
@@ -60,6 +64,7 @@ async def _serve(
     transport = create(settings.urls, settings.broker.transport)
     daemon = Daemon(settings, registry, transport, suspects, suspects_only=suspects_only)
     signals = 0
+    is_main = not parent_pipe and not suspects_only
 
     def on_signal(name: str) -> None:
         nonlocal signals
@@ -68,6 +73,8 @@ async def _serve(
             logger.warning("%s again: stopping at once; what is unfinished goes back to its queue", name)
             os._exit(STOPPED_AT_ONCE)
         logger.info("%s: draining; once more to stop at once", name)
+        if is_main:
+            systemd.notify("STOPPING=1")
         daemon.stop()
 
     loop = asyncio.get_running_loop()
@@ -79,6 +86,12 @@ async def _serve(
             telling = group.create_task(_tell_parent(daemon))
             await daemon.run()
             telling.cancel()
+    elif is_main:
+        accompanying = asyncio.ensure_future(systemd.accompany(daemon.ready))
+        try:
+            await daemon.run()
+        finally:
+            accompanying.cancel()
     else:
         await daemon.run()
 
@@ -87,6 +100,11 @@ async def _tell_parent(daemon: Daemon) -> None:
     await daemon.up.wait()
     with contextlib.suppress(OSError):
         os.write(sys.stdin.fileno(), UP)
+    await daemon.ready.wait()
+    while True:
+        with contextlib.suppress(OSError):
+            os.write(sys.stdin.fileno(), READY)
+        await asyncio.sleep(BEAT)
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:

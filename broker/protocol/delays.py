@@ -91,6 +91,12 @@ def target(publishing: Publishing) -> str:
     return str(note["to"]) if publishing.exchange and isinstance(note, dict) else publishing.routing_key
 
 
+def wait(publishing: Publishing) -> int:
+    """For how many seconds a publishing is delayed."""
+    note = publishing.message.headers.get(DELAYED)
+    return int(note["seconds"]) if publishing.exchange and isinstance(note, dict) else 0
+
+
 class Due(NamedTuple):
     """What a message that left the chain is to be published as: to its queue, or into the chain again for the rest of its wait.
 

@@ -40,9 +40,13 @@ class Outcome(NamedTuple):
     """The message itself, to be handled once more, now or later."""
     refused: int = 0
     """For how many seconds their queues have refused these already."""
+    error: Problem | None = None
+    """What went wrong, if something has; not published by itself."""
 
 
 NOTHING = Outcome()
+LATE = Outcome()
+"""Nothing, as nobody waits for it any more."""
 
 
 def reply(
@@ -60,7 +64,7 @@ def failure(request: Message, reason: str, error: Problem, traceback: str = "") 
     answer = _reply(
         request, error.service, h.ERROR, problems.to_json(error), problems.CONTENT_TYPE, h.echoed_if_readable, None
     )
-    return Outcome(reply=answer, dead=dead_letter(request, reason, error, traceback))
+    return Outcome(reply=answer, dead=dead_letter(request, reason, error, traceback), error=error)
 
 
 def dead_letter(
@@ -115,15 +119,17 @@ def forwards(message: Message, cid: str, names: Sequence[str]) -> Outcome:
     return Outcome(forwards=tuple(Publishing(name, _forward(message, cid, name)) for name in names))
 
 
-def retried(message: Message, service: str, attempt: int, seconds: int, *, is_reply: bool) -> Outcome:
-    """Another attempt at a message, after so many seconds."""
+def retried(
+    message: Message, service: str, attempt: int, seconds: int, error: Problem | None = None, *, is_reply: bool
+) -> Outcome:
+    """Another attempt at a message, after so many seconds, as the one before failed with `error`."""
     again = republished(message, is_reply=is_reply)
     again.headers[h.ATTEMPT] = attempt
     if again.expiration is not None:
         again.expiration -= seconds * 1000
         if again.timestamp is not None:
             again.timestamp += seconds  # both together still say when it expires
-    return Outcome(again=delayed(Publishing(service, again), seconds))
+    return Outcome(again=delayed(Publishing(service, again), seconds), error=error)
 
 
 def republished(message: Message, *, is_reply: bool) -> Message:

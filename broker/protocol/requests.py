@@ -48,6 +48,7 @@ class Template:
                 taken = ", ".join(sorted(h.OWN.intersection(headers)))
                 raise ValueError(f"headers that the protocol itself sets cannot be given: {taken}")
             h.check_encodable(dict(headers), "headers")
+        self.callbacks = callbacks
         self._headers = dict(headers or {})
         if source is not None:
             self._headers[h.SOURCE] = source

@@ -35,7 +35,7 @@ from broker.protocol.message import Message, Publishing
 from broker.settings import masked
 from broker.transport import conversion, explain, frames, topology
 from broker.transport.acks import Acks
-from broker.transport.interface import Delivery, QueueState, Server
+from broker.transport.interface import Delivery, Offset, QueueState, Server
 from broker.transport.topology import Topology
 
 CONNECT_TIMEOUT = 10.0
@@ -255,6 +255,7 @@ class AmqpConnection:
         on_delivery: Callable[[Delivery], None],
         on_cancelled: Callable[[str], None],
         timeout: float | None = None,
+        offset: Offset | None = None,
     ) -> AmqpConsumer:
         if self._channel_max and self._consumers >= self._channel_max - topology.AT_ONCE:
             raise ConfigurationError(
@@ -265,7 +266,9 @@ class AmqpConnection:
         started = False
         try:
             channel, underlay = await self._open_channel()
-            arguments = {} if timeout is None else {"x-consumer-timeout": round(timeout * 1000)}
+            arguments: dict[str, Any] = {} if timeout is None else {"x-consumer-timeout": round(timeout * 1000)}
+            if offset is not None:
+                arguments["x-stream-offset"] = offset
             consumer = self._consumer(queue, channel, underlay, on_delivery, on_cancelled, arguments)
             await consumer.start(prefetch)
             started = True

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from datetime import datetime
+from typing import Literal, NamedTuple, Protocol
 
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message, Publishing
+
+Offset = Literal["first", "last", "next"] | int | datetime
+"""Where a stream's consumer begins (https://www.rabbitmq.com/docs/streams#consuming). A message's own is its header `x-stream-offset`."""
 
 
 class Delivery(Protocol):
@@ -120,8 +124,11 @@ class Connection(Protocol):
         on_delivery: Callable[[Delivery], None],
         on_cancelled: Callable[[str], None],
         timeout: float | None = None,
+        offset: Offset | None = None,
     ) -> Consumer:
         """Start deliveries, at most `prefetch` of them unacknowledged.
+
+        `offset` is where in a stream they begin; it may be somewhat earlier.
 
         `timeout` is how many seconds RabbitMQ waits for an acknowledgement, in place of its own 30 minutes, after which it delivers
         the message again (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout).

@@ -24,7 +24,8 @@ from broker.errors import (
 )
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message, Publishing
-from broker.transport.interface import Delivery, QueueState, Server
+from broker.transport.interface import Delivery, Offset, QueueState, Server
+from broker.transport.memory_stream import MemoryStream, StreamReader
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +44,7 @@ class _Queue:
     consumers: deque[MemoryConsumer] = field(default_factory=deque)
     unacked: int = 0
     timer: asyncio.TimerHandle | None = None
+    stream: MemoryStream | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +130,8 @@ class MemoryBroker:
     def _declare_queue(self, queue: Queue, connection: MemoryConnection) -> None:
         existing = self._queues.get(queue.name)
         if existing is None:
-            self._queues[queue.name] = _Queue(queue, connection if queue.exclusive else None)
+            stream = MemoryStream() if queue.arguments.get("x-queue-type") == "stream" else None
+            self._queues[queue.name] = _Queue(queue, connection if queue.exclusive else None, stream=stream)
         elif existing.owner not in (None, connection):
             raise ConfigurationError(f"queue {queue.name!r} belongs to another connection alone (it is exclusive)")
         elif difference := _difference(existing.declared.arguments, queue.arguments):
@@ -176,6 +179,9 @@ class MemoryBroker:
         return limit is not None and len(queue.ready) + queue.unacked >= limit
 
     def _enqueue(self, queue: _Queue, message: Message, routing_key: str) -> None:
+        if queue.stream is not None:
+            queue.stream.append(message)
+            return
         ttl = queue.declared.arguments.get("x-message-ttl")
         if ttl is not None and self._hurried:
             ttl = 0
@@ -370,6 +376,7 @@ class MemoryConnection:
         self._broker = broker
         self._loop = asyncio.get_running_loop()
         self._consumers: list[MemoryConsumer] = []
+        self._readers: list[StreamReader] = []
         self._unconfirmed: set[asyncio.Future[None]] = set()
         self._ended = False
         self.lost: asyncio.Future[str] = self._loop.create_future()
@@ -396,7 +403,10 @@ class MemoryConnection:
     async def look_at(self, queue: str) -> QueueState | None:
         self._check()
         found = self._broker._queues.get(queue)
-        return None if found is None else QueueState(len(found.ready), len(found.consumers))
+        if found is None:
+            return None
+        ready = found.ready if found.stream is None else found.stream.messages
+        return QueueState(len(ready), len(found.consumers))
 
     def publish(self, publishing: Publishing) -> asyncio.Future[None]:
         confirm: asyncio.Future[None] = self._loop.create_future()
@@ -415,11 +425,16 @@ class MemoryConnection:
         on_delivery: Callable[[Delivery], None],
         on_cancelled: Callable[[str], None],
         timeout: float | None = None,
-    ) -> MemoryConsumer:
+        offset: Offset | None = None,
+    ) -> MemoryConsumer | StreamReader:
         self._check()
         found = self._broker._queues.get(queue)
         if found is None:
             raise ConfigurationError(f"there is no queue {queue!r} to consume")
+        if found.stream is not None:
+            reader = StreamReader(found.stream, offset, prefetch, on_delivery)
+            self._readers.append(reader)
+            return reader
         consumer = MemoryConsumer(self, found, prefetch, on_delivery, on_cancelled)
         self._consumers.append(consumer)
         found.consumers.append(consumer)
@@ -437,6 +452,8 @@ class MemoryConnection:
     def _end(self, reason: str | None) -> None:
         self._ended = True
         self._broker._connections.remove(self)
+        for reader in self._readers:
+            reader.stop()
         for consumer in self._consumers:
             consumer.stop()
         for consumer in self._consumers:

@@ -152,6 +152,25 @@ def delete_queues(attack: Attack) -> Check:
     return no_more
 
 
+def attack_the_record(attack: Attack) -> Check:
+    """The flight recorder's stream is deleted again and again, or is a queue that refuses: no work is done twice, and nothing grows."""
+    stage = attack.stage
+    stage.delete_record()
+    stage.refuse_to_record()
+    daemon = stage.daemon()
+    attack.load(2.0)
+    time.sleep(1.0)
+    early = daemon.resident()
+    stage.break_things(3 * attack.scale, stage.delete_record, (0.3, 0.6))
+
+    def check(account: Account) -> None:
+        never_twice(account)
+        assert not daemon.exit_codes, daemon.exit_codes
+        assert daemon.resident() < early + FLAT, f"{early >> 20} MiB at first, {daemon.resident() >> 20} MiB at last"
+
+    return check
+
+
 def servers_that_echo_nothing(attack: Attack) -> Check:
     """Their replies come by way of a queue that names the callback: it is deleted, the server killed, the daemons are, and some callbacks
     nobody hosts."""
@@ -395,6 +414,7 @@ SCENARIOS: dict[str, Callable[[Attack], Check]] = {
         close_every_connection,
         once_each,
         delete_queues,
+        attack_the_record,
         servers_that_echo_nothing,
         poison,
         expired,

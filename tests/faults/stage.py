@@ -20,6 +20,7 @@ from typing import Any
 
 import pika
 
+from broker.protocol.events import EVENTS
 from tests.faults.ledger import DEAD, RUN, VARIABLE, Account, Ledger, number_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -187,6 +188,17 @@ class Stage:
             begun = time.monotonic()
             counted = channel.queue_delete(name).method.message_count
             self.destroyed += counted + math.ceil((time.monotonic() - begun) * self._rate)
+
+    def delete_record(self) -> None:
+        """Delete the flight recorder's stream. Nothing of an invocation goes with it."""
+        with self._connect() as connection:
+            connection.channel().queue_delete(EVENTS)
+
+    def refuse_to_record(self) -> None:
+        """Have a queue in the stream's place that takes no messages."""
+        arguments = {"x-queue-type": "quorum", "x-max-length": 0, "x-overflow": "reject-publish"}
+        with self._connect() as connection:
+            connection.channel().queue_declare(EVENTS, durable=True, arguments=arguments)
 
     def purge(self) -> None:
         with suppress(pika.exceptions.AMQPError, OSError), self._connect() as connection:

@@ -161,20 +161,19 @@ def delete_all_queues(folder: Path, url: str) -> None:
 
 @pytest.fixture(scope="session")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Node's amqplib. Where there is no Node.js, the summary says that this client was not tried."""
+    """A folder with Node's amqplib."""
+    return npm_install(tmp_path_factory.mktemp("node"), "amqplib", "^0.10")
+
+
+def npm_install(folder: Path, package: str, versions: str) -> Path:
+    """A folder with a package of npm's. Where there is no Node.js, the summary says that it was not tried."""
     if not shutil.which("node") or not shutil.which("npm"):
-        USED["Node's amqplib"] = "NOT TRIED: there is no Node.js here"
+        USED[f"Node's {package}"] = "NOT TRIED: there is no Node.js here"
         pytest.skip("there is no Node.js here")
-    folder = tmp_path_factory.mktemp("node")
-    subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--silent", "amqplib@^0.10"],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-        timeout=180,
-    )
-    version = json.loads((folder / "node_modules/amqplib/package.json").read_text())["version"]
-    USED["Node's amqplib"] = version
+    command = ["npm", "install", "--no-audit", "--no-fund", "--silent", f"{package}@{versions}"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=180)
+    version = json.loads((folder / "node_modules" / package / "package.json").read_text())["version"]
+    USED[f"Node's {package}"] = version
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -43,6 +44,32 @@ def test_what_the_file_says(name: str) -> None:
         assert node["volumes"][0].endswith(":/var/lib/rabbitmq")
     for volume in (one for node in nodes for one in node["volumes"] if one.startswith("./")):
         assert (ROOT / "compose" / volume.split(":")[0]).exists()
+
+
+def test_what_prometheus_and_grafana_are_told() -> None:
+    """The images cannot be had everywhere: what they are given is checked."""
+    for service in composed("observe.yaml").values():
+        for volume in service["volumes"]:
+            if volume.startswith("./"):
+                assert (ROOT / "compose" / volume.split(":")[0]).exists()
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    observe = ROOT / "compose" / "observe"
+    port = composed("compose.yaml")["daemon"]["environment"]["ACKBACK_METRICS__PORT"]
+    assert (
+        str(yaml.safe_load((observe / "prometheus.yml").read_text())["scrape_configs"][0]["dns_sd_configs"][0]["port"])
+        == port
+    )
+    dashboard = json.loads((observe / "grafana" / "dashboards" / "ackback.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert set(re.findall(r"ackback_\w+?(?=_bucket|\W|$)", " ".join(expressions))) == {
+        "ackback_handled_total",
+        "ackback_handling_seconds",
+        "ackback_waiting_seconds",
+        "ackback_dead_letters_total",
+        "ackback_running",
+        "ackback_connected",
+        "ackback_published_total",
+    }
 
 
 def test_the_health_check_works(our_rabbit: Rabbit) -> None:
@@ -129,6 +156,8 @@ def test_the_image_is_built_and_two_daemons_answer(stack: Stack) -> None:
         assert client.invoke("zato.ping", None, timeout=20) == {"pong": "zato"}
     assert stack.exec("daemon", "ackback", "call", "zato.ping") == '{"pong": "zato"}\n'
     assert stack.exec("daemon", "id", "-u") == "10001\n"
+    assert stack.exec("daemon", "ackback", "health") == "ok\n"
+    assert stack("ps", "--format", "{{.Service}} {{.Health}}").stdout.count("daemon healthy") == 2
     assert "Read-only file system" in stack.exec("daemon", "touch", "written")
     listing = ("rabbitmqctl", "-q", "list_queues", "name", "consumers")
     wait_until(lambda: "zato.ping\t2\n" in stack.exec("rabbitmq", *listing))

@@ -354,3 +354,39 @@ def test_an_installed_package_is_typed_and_light(environment: dict[str, str]) ->
     )
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     assert (ROOT / "broker" / "py.typed").exists()
+
+
+BLOCKING = """
+    import asyncio, time
+    from broker import Service
+
+    class Blocking(Service):
+        name = 'blocking'
+
+        async def handle(self, seconds: float) -> str:
+            time.sleep(seconds)
+            return 'blocked'
+
+    class Patient(Service):
+        name = 'patient'
+
+        async def handle(self, seconds: float) -> str:
+            await asyncio.sleep(seconds)
+            return 'waited'
+"""
+
+
+def test_who_holds_up_the_event_loop_is_named_once(project: Project, start: Start, rabbitmq_url: str) -> None:
+    folder = project({"blocking.py": BLOCKING})
+    daemon = start("run")
+    daemon.wait_for("ready: ")
+    with Client(rabbitmq_url) as client:
+        assert client.invoke("patient", 1.8) == "waited"
+        for _ in range(2):
+            assert client.invoke("blocking", 1.8) == "blocked"
+        assert client.invoke("patient", 0) == "waited"
+    daemon.end()
+    (warning,) = [line for line in daemon.lines if "the event loop has been held for" in line]
+    place = f"{folder / 'services' / 'blocking.py'}:9, handle: `time.sleep(seconds)`"
+    assert f"s by 'blocking', in {place}: nothing else is handled meanwhile" in warning
+    assert "Make the handler `def`, or await what takes time" in warning

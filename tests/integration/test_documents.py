@@ -97,3 +97,6 @@ def test_the_demo_tells_its_stories_to_the_end(environment: dict[str, str]) -> N
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "call('zato.ping') returned" in done.stdout
+    trace = done.stdout.partition("What became of the order that could not be priced")[2]
+    assert "rejected" in trace
+    assert "dead letter  rejected" in trace

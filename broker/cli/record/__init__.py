@@ -1,0 +1,1 @@
+"""`ackback trace`, `events` and `top`: what the flight recorder has."""

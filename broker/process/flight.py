@@ -1,0 +1,126 @@
+"""A daemon's part in the flight recorder: it declares the stream, and gives signs of life."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import resource
+import socket
+import time
+from contextlib import suppress
+from importlib.metadata import version
+from typing import Any
+
+from broker.errors import AckbackError, BrokerUnavailableError, ConnectionLostError, OtherArgumentsError
+from broker.handling.arrivals import Arrivals
+from broker.hosting.definition import ServiceDefinition
+from broker.log import logger
+from broker.protocol.events import DAEMON, event_stream
+from broker.recording.recorder import Recorder
+from broker.settings import EventsSection
+from broker.transport.interface import Connection
+
+SIGN_EVERY = 5.0
+DECLARE_EVERY = 5.0
+"""Seconds at least between two declarations, should the stream be deleted again and again."""
+
+
+class Flight:
+    """Declares the stream on the connection of the moment, and again if it is deleted; notes that the daemon lives, and what it does."""
+
+    def __init__(self, settings: EventsSection) -> None:
+        self._stream = event_stream(settings.max_age, settings.max_bytes, settings.segment_bytes)
+        self._missing = asyncio.Event()
+        self._told: str | None = None
+        self.recorder = Recorder(self._missing.set)
+
+    def connected(self, connection: Connection) -> None:
+        self.recorder.connection = connection
+        self._missing.set()
+
+    def disconnected(self) -> None:
+        self.recorder.connection = None
+
+    async def run(self, arrivals: Arrivals) -> None:
+        """Until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._declare_when_missing())
+            group.create_task(self._live(arrivals))
+
+    async def _declare_when_missing(self) -> None:
+        while True:
+            await self._missing.wait()
+            self._missing.clear()
+            if (connection := self.recorder.connection) is not None:
+                await self._declare(connection)
+            await asyncio.sleep(DECLARE_EVERY)
+
+    async def _declare(self, connection: Connection) -> None:
+        try:
+            await connection.declare(self._stream)
+        except OtherArgumentsError as error:
+            self._tell(f"{error}. Events are recorded there as it is")
+        except (ConnectionLostError, BrokerUnavailableError):
+            pass  # there will be another connection
+        except AckbackError as error:
+            self._tell(f"nothing is recorded for `ackback trace` and the page: {error}")
+        else:
+            self.recorder.flush()
+
+    def _tell(self, what: str) -> None:
+        if what != self._told:
+            self._told = what
+            logger.warning("%s", what)
+
+    async def _live(self, arrivals: Arrivals) -> None:
+        self.note("started", arrivals)
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + SIGN_EVERY
+            await asyncio.sleep(SIGN_EVERY)
+            self.note("lives", arrivals, lag=loop.time() - due)
+
+    def note(self, state: str, arrivals: Arrivals, lag: float = 0.0) -> None:
+        """What the daemon does, and how it is."""
+        services = {
+            definition.name: [running, waiting, definition.concurrency, code_of(definition)]
+            for definition, running, waiting in arrivals.services()
+        }
+        self.recorder.note(
+            {
+                "event": DAEMON,
+                "t": int(time.time() * 1e6),
+                "state": state,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "version": version("ackback"),
+                "services": services,
+                "dropped": self.recorder.dropped,
+                "resident": _resident(),
+                "lag_ms": round(max(lag, 0.0) * 1e3, 1),
+            }
+        )
+
+    async def close(self, arrivals: Arrivals) -> None:
+        """The last sign of life."""
+        self.note("stopped", arrivals)
+        with suppress(ConnectionLostError):
+            await self.recorder.close()
+
+
+def code_of(definition: ServiceDefinition) -> str:
+    """A few letters that are the same where a service is the same: module, class and input."""
+    schema: Any = None if definition.takes is None else definition.takes.core_schema.get("type")
+    cls = definition.cls
+    what = f"{cls.__module__}.{cls.__qualname__} {definition.input_type} {schema}"
+    return hashlib.blake2s(what.encode(), digest_size=4).hexdigest()
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has, or has had at most where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

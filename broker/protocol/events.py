@@ -1,0 +1,127 @@
+"""What is recorded of invocations, and how: events in batches, on a stream of RabbitMQ's.
+
+A message of the stream is a JSON array of events, deflated. Its headers say how many they are (`events`), who wrote them (`daemon`), and
+which of the writer's batches it is (`batch`, from 1), so that one that was sent again is known. An event is an object: `event` says which
+of the kinds below it is, `t` when it was (µs since 1970). What goes without saying is left out: attempt 1, outcome `ok`, what is false or
+empty.
+
+    handled  a handling has ended, at `t`: cid service took_ms outcome attempt source parent redelivered retry_in (s)
+             reply (`ok` or `error`: it was of a reply) error ([title, detail]) published (s since 1970, if that is long ago)
+             sent ([[t, target, cid, delay in s], …]: what its handler invoked)
+    sent     a client's request is confirmed: cid target callbacks call delay
+             or, from a handler that invokes very much: parent service sent
+    dead     a dead letter is filed: cid service reason error
+    daemon   a sign of life: state (`started`, `lives`, `drains`, `stopped`) host pid version resident (bytes) lag_ms dropped
+             services ({name: [running, waiting, concurrency, code]})
+
+Nearly all events are handlings that went well, and requests: these are not objects but rows, which take half of the time to write:
+
+    ["h", t, cid, service, took in µs, source, parent, reply]        ["s", t, cid, target, callbacks]
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+from pydantic_core import from_json, to_json
+
+from broker.errors import InvalidInputError
+from broker.protocol.entities import Queue
+from broker.protocol.message import Message, Publishing
+
+EVENTS = "ackback.events"
+HANDLED, SENT, DEAD, DAEMON = "handled", "sent", "dead", "daemon"
+MAX_ERROR = 300
+"""Characters that are kept of an error's detail."""
+MAX_INFLATED = 64 * 1024 * 1024
+"""Bytes of a batch, inflated: anybody may have written to the stream."""
+LEVEL = 1
+"""Of zlib: the others take three times as long for a tenth less."""
+
+Event = dict[str, Any]
+Row = tuple[Any, ...]
+HANDLED_ROW, SENT_ROW = "h", "s"
+
+
+def event_stream(max_age: float, max_bytes: int, segment_bytes: int) -> Queue:
+    """The stream's declaration. `max_age` is in seconds."""
+    return Queue(
+        EVENTS,
+        {
+            "x-queue-type": "stream",
+            "x-max-age": f"{max_age:.0f}s",
+            "x-max-length-bytes": max_bytes,
+            "x-stream-max-segment-size-bytes": segment_bytes,
+        },
+    )
+
+
+def expanded(row: Sequence[Any]) -> Event | None:
+    """A row as the event that it stands for; None if it is none."""
+    match row:
+        case ["h", int(t), cid, service, took, source, parent, reply]:
+            took_ms = took / 1000 if isinstance(took, int) else 0.0
+            event: Event = {"event": HANDLED, "t": t, "cid": cid, "service": service, "took_ms": took_ms}
+            if source is not None:
+                event["source"] = source
+            if parent is not None:
+                event["parent"] = parent
+            if reply is not None:
+                event["reply"] = reply
+            return event
+        case ["s", int(t), cid, target, callbacks]:
+            event = {"event": SENT, "t": t, "cid": cid, "target": target}
+            return event | {"callbacks": callbacks} if callbacks else event
+    return None
+
+
+def batch(events: Sequence[Mapping[str, Any] | Row], writer: str, number: int) -> Publishing:
+    """A message for the stream."""
+    try:
+        text = to_json(events)
+    except ValueError:  # half of a surrogate pair, in what a foreign client has sent
+        text = json.dumps(events, default=str, ensure_ascii=False).encode("utf-8", "replace")
+    headers = {"events": len(events), "daemon": writer, "batch": number}
+    body = zlib.compress(text, LEVEL)
+    return Publishing(EVENTS, Message(body, headers, "application/json", "deflate"))
+
+
+def inflated(message: Message) -> bytes:
+    """The JSON of a batch.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(message.body, MAX_INFLATED)
+    except zlib.error as error:
+        raise InvalidInputError(f"a message of {EVENTS!r} is no batch of events: {error}") from None
+    if not inflater.eof:
+        raise InvalidInputError(
+            f"a message of {EVENTS!r} is no batch of events: it is cut off, or larger than {MAX_INFLATED:,} bytes"
+        )
+    return text
+
+
+def parsed(text: bytes) -> list[Event]:
+    """The events of a batch's JSON; what is no event is passed over.
+
+    Raises:
+        InvalidInputError: it is no JSON.
+    """
+    try:
+        found = from_json(text, cache_strings="all")
+    except ValueError as error:
+        raise InvalidInputError(f"a message of {EVENTS!r} is no batch of events: {error}") from None
+    if not isinstance(found, list):
+        return []
+    events = [expanded(one) if isinstance(one, list) else one for one in found]
+    return [one for one in events if _is_event(one)]
+
+
+def _is_event(one: Any) -> TypeGuard[Event]:
+    return isinstance(one, dict) and isinstance(one.get("t"), int) and isinstance(one.get("event"), str)

@@ -1,0 +1,116 @@
+"""Reading the stream: batch after batch, from some place in it to its end, or on and on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from broker.errors import AckbackError, ConnectionLostError, InvalidInputError
+from broker.protocol.events import EVENTS, Event, inflated, parsed
+from broker.protocol.message import Message
+from broker.transport.interface import Connection, Delivery, Offset
+
+WINDOW = 100
+"""Messages that are in this process at once; each may be some tens of kilobytes."""
+SILENCE = 0.3
+"""Seconds without a message after which the last chunk of a stream is taken to be read."""
+FIRST_PATIENCE = 5.0
+"""Seconds within which the first message of a stream that has some is to come."""
+UNKNOWN = "unknown"
+
+
+class NoRecordError(AckbackError):
+    """Nothing is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "nothing is recorded: there is no stream 'ackback.events' (a daemon declares it, unless [events] enabled = false)"
+        )
+
+
+class Batch(NamedTuple):
+    """One message of the stream. `number` is 0 where the writer has not said which of its batches this is."""
+
+    offset: int
+    writer: str
+    number: int
+    message: Message
+
+
+async def read(connection: Connection, offset: Offset = "first", *, follow: bool = False) -> AsyncIterator[Batch]:
+    """The batches from `offset` on, up to those that are there now; with `follow`, without end.
+
+    Raises:
+        NoRecordError: there is no stream.
+        ConnectionLostError: the connection ended.
+        ConfigurationError: the user may not read the stream.
+    """
+    seen = await connection.look_at(EVENTS)
+    if seen is None:
+        raise NoRecordError
+    if not seen.ready and not follow:
+        return
+    end = -1 if follow else await _offset_of_last(connection)
+    arrived: asyncio.Queue[Delivery | str] = asyncio.Queue()
+    connection.lost.add_done_callback(lambda lost: arrived.put_nowait(lost.result()))
+    consumer = await connection.consume(EVENTS, WINDOW, arrived.put_nowait, arrived.put_nowait, offset=offset)
+    reached = -1
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(None if follow else SILENCE if reached >= end else FIRST_PATIENCE):
+                    delivery = await arrived.get()
+            except TimeoutError:
+                return
+            if isinstance(delivery, str):
+                raise ConnectionLostError(delivery)
+            delivery.ack()
+            batch = _batch(delivery.message)
+            reached = batch.offset
+            yield batch
+    finally:
+        await consumer.cancel()
+
+
+async def _offset_of_last(connection: Connection) -> int:
+    """An offset in the last chunk of the stream; -1 if there is nothing in it."""
+    arrived: asyncio.Queue[Delivery | None] = asyncio.Queue()
+    consumer = await connection.consume(
+        EVENTS, 1, arrived.put_nowait, lambda _: arrived.put_nowait(None), offset="last"
+    )
+    try:
+        async with asyncio.timeout(FIRST_PATIENCE):
+            delivery = await arrived.get()
+    except TimeoutError:
+        return -1
+    finally:
+        await consumer.cancel()
+    if delivery is None:
+        return -1
+    delivery.ack()
+    return _batch(delivery.message).offset
+
+
+def _batch(message: Message) -> Batch:
+    offset, writer, number = (message.headers.get(name) for name in ("x-stream-offset", "daemon", "batch"))
+    return Batch(
+        offset if isinstance(offset, int) else 0,
+        writer if isinstance(writer, str) else UNKNOWN,
+        number if isinstance(number, int) else 0,
+        message,
+    )
+
+
+def events_of(batch: Batch) -> list[Event]:
+    """The events of a batch; none if it is no batch: anybody may have written to the stream."""
+    try:
+        return parsed(inflated(batch.message))
+    except InvalidInputError:
+        return []
+
+
+def when(event_time: int) -> datetime:
+    """An event's `t` as a time in UTC."""
+    return datetime.fromtimestamp(event_time / 1e6, UTC)

@@ -1,0 +1,203 @@
+"""The story of an invocation: all events of the tree that it belongs to, found by any CID of it, and the tree that they make."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from broker.errors import InvalidInputError
+from broker.protocol.events import DEAD, HANDLED, SENT, Event, inflated, parsed
+from broker.protocol.message import Message
+from broker.recording.reading import Batch
+
+FEW = 8
+"""So many CIDs are looked for in a batch's text before it is parsed: with more, parsing is quicker."""
+MOST_INVOCATIONS = 10_000
+"""Of one tree. A handler may invoke a million."""
+
+
+@dataclass
+class Step:
+    """One invocation: who asked for it and when, what came of it, and what it invoked in turn.
+
+    `requested` is in µs since 1970, None if nobody has recorded that. `handlings` are the events of the target, its callbacks and its
+    further attempts, in order.
+    """
+
+    cid: str
+    target: str | None = None
+    source: str | None = None
+    requested: int | None = None
+    delay: float | None = None
+    callbacks: tuple[str, ...] = ()
+    handlings: list[Event] = field(default_factory=list)
+    dead: list[Event] = field(default_factory=list)
+    children: list[Step] = field(default_factory=list)
+
+    @property
+    def begun(self) -> int:
+        """When it is first heard of."""
+        times = [begun(one) for one in self.handlings] + [one["t"] for one in self.dead]
+        return min([*times, *([] if self.requested is None else [self.requested])], default=0)
+
+
+@dataclass
+class Story:
+    """The tree of an invocation, and how far back the record goes (µs since 1970; None if it is empty)."""
+
+    root: Step | None
+    since: int | None
+    events: int
+    """How many were looked through."""
+    is_cut: bool
+    """Whether the tree is larger than what is shown of it."""
+
+
+def begun(handled: Event) -> int:
+    """When a handling began, in µs since 1970."""
+    took = handled.get("took_ms", 0)
+    return int(handled["t"] - (took * 1000 if isinstance(took, (int, float)) else 0))
+
+
+async def story(batches: AsyncIterator[Batch], cid: str) -> Story:
+    """Find the tree of the invocation with this CID. The batches are kept in a file meanwhile, as they are gone through several times: what
+    belongs to the tree may have been written before what tells so."""
+    since: int | None = None
+    events = 0
+    with tempfile.TemporaryFile() as spool:
+        seen: set[tuple[str, int]] = set()
+        async for batch in batches:
+            if batch.number and (batch.writer, batch.number) in seen:
+                continue
+            seen.add((batch.writer, batch.number))
+            body = batch.message.body
+            spool.write(len(body).to_bytes(4, "big") + body)
+            told = batch.message.headers.get("events")
+            events += told if isinstance(told, int) else 0
+            if since is None:
+                since = min((one["t"] for one in _parsed(_text(batch.message))), default=None)
+        found, is_cut = _tree(spool, cid)
+    return Story(_root(found, cid), since, events, is_cut)
+
+
+def _tree(spool: IO[bytes], cid: str) -> tuple[list[Event], bool]:
+    """The events of all that is connected with a CID."""
+    known = {cid}
+    while True:
+        before = len(known)
+        found = [
+            event for text in _texts(spool) if _may_hold(text, known) for event in _connected(_parsed(text), known)
+        ]
+        if len(known) == before or len(known) > MOST_INVOCATIONS:
+            return found, len(known) > MOST_INVOCATIONS
+
+
+def _texts(spool: IO[bytes]) -> Iterator[bytes]:
+    spool.seek(0)
+    while size := spool.read(4):
+        yield _text(Message(spool.read(int.from_bytes(size, "big"))))
+
+
+def _text(message: Message) -> bytes:
+    try:
+        return inflated(message)
+    except InvalidInputError:
+        return b""
+
+
+def _parsed(text: bytes) -> list[Event]:
+    try:
+        return parsed(text) if text else []
+    except InvalidInputError:
+        return []
+
+
+def _may_hold(text: bytes, known: set[str]) -> bool:
+    if len(known) > FEW or not all(cid.isascii() and cid.isprintable() for cid in known):
+        return True
+    return any(cid.encode() in text for cid in known)
+
+
+def _connected(events: list[Event], known: set[str]) -> Iterator[Event]:
+    """Those that are about invocations that are known; others that they tell of are known from then on."""
+    for event in events:
+        cid, parent = event.get("cid"), event.get("parent")
+        if cid in known or parent in known or _sends_one_of(event, known):
+            known.update(one for one in (cid, parent) if isinstance(one, str))
+            if len(known) <= MOST_INVOCATIONS:
+                known.update(sent.cid for sent in sent_of(event))
+            yield event
+
+
+def _sends_one_of(event: Event, known: set[str]) -> bool:
+    return "sent" in event and any(sent.cid in known for sent in sent_of(event))
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a handler has invoked. `at` is in µs since 1970, `delay` in seconds."""
+
+    at: int
+    target: str
+    cid: str
+    delay: float | None
+
+
+def sent_of(event: Event) -> Iterator[Sent]:
+    """What an event says that was invoked; what is malformed is passed over."""
+    sent = event.get("sent")
+    for one in sent if isinstance(sent, list) else ():
+        match one:
+            case [int(at), str(target), str(cid), *rest]:
+                yield Sent(at, target, cid, rest[0] if rest and isinstance(rest[0], (int, float)) else None)
+
+
+def _root(events: list[Event], cid: str) -> Step | None:
+    """The steps that the events tell of, put together; None if they tell of none."""
+    steps: dict[str, Step] = {}
+    parents: dict[str, str] = {}
+
+    def step(name: Any) -> Step:
+        return steps.setdefault(str(name), Step(str(name)))
+
+    for event in sorted(events, key=lambda one: one["t"]):
+        sender = event.get("cid") if event["event"] == HANDLED else event.get("parent")
+        for sent in sent_of(event):
+            child = step(sent.cid)
+            child.requested, child.target, child.delay = sent.at, sent.target, sent.delay
+            child.source = str(event.get("service"))
+            parents.setdefault(sent.cid, str(sender))
+        if event["event"] == HANDLED:
+            step(event.get("cid")).handlings.append(event)
+            if isinstance(parent := event.get("parent"), str):
+                parents.setdefault(str(event.get("cid")), parent)
+        elif event["event"] == DEAD:
+            step(event.get("cid")).dead.append(event)
+        elif event["event"] == SENT and "cid" in event:
+            sent_step = step(event["cid"])
+            sent_step.requested, sent_step.target = event["t"], str(event.get("target"))
+            sent_step.delay = event.get("delay")
+            names = event.get("callbacks")
+            sent_step.callbacks = tuple(map(str, names)) if isinstance(names, list) else ()
+    for child_cid, parent in parents.items():
+        if child_cid != parent:
+            step(parent)
+    for child_cid, parent in parents.items():
+        if child_cid != parent:
+            steps[parent].children.append(steps[child_cid])
+    for one in steps.values():
+        one.handlings.sort(key=begun)
+        one.children.sort(key=lambda child: child.begun)
+    return _topmost(steps, parents, cid)
+
+
+def _topmost(steps: dict[str, Step], parents: dict[str, str], cid: str) -> Step | None:
+    if cid not in steps:
+        return None
+    above = {cid}
+    while (parent := parents.get(cid)) is not None and parent not in above and parent in steps:
+        cid = parent
+        above.add(cid)
+    return steps[cid]
