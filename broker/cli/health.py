@@ -29,7 +29,7 @@ def health(
     section = quiet_settings(config).metrics
     if section.port is None:
         raise ConfigurationError("[metrics] port is not set: without it a daemon does not say how it is")
-    host = "127.0.0.1" if section.host in ("0.0.0.0", "::", "") else section.host  # noqa: S104
+    host = _answers_at(section.host)
     connection = HTTPConnection(host, section.port, timeout=TIMEOUT)
     try:
         connection.request("GET", "/healthz" if live else "/readyz")
@@ -44,3 +44,14 @@ def health(
         tell(text)
         raise typer.Exit(FAILED)
     typer.echo(text)
+
+
+def _answers_at(host: str) -> str:
+    """Where to ask one that listens on `host`, which may stand for all addresses."""
+    from ipaddress import ip_address
+
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host  # a name
+    return ("127.0.0.1" if address.version == 4 else "::1") if address.is_unspecified else host
