@@ -4,6 +4,7 @@ the summary says what was not tried."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,16 +49,22 @@ class Language:
     def run(self, source: Path, folder: Path, url: str) -> str:
         """What a client's program prints. Several of them take a URL's last slash for an empty virtual host."""
         command, environment = self.command(source, folder)
-        done = subprocess.run(
+        with subprocess.Popen(
             command,
             cwd=folder,
             env=environment | {"PATH": os.environ["PATH"], "AMQP_URL": url.removesuffix("/")},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=PATIENCE,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+            process_group=0,
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=PATIENCE)
+            finally:
+                if process.returncode is None:  # a shell's children outlive it
+                    os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 0, output
+        return output
 
     def _version(self) -> str | None:
         done = subprocess.run(["sh", "-c", self.there], capture_output=True, text=True)
