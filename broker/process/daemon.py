@@ -144,6 +144,8 @@ class Daemon:
             # aiormq may swallow a cancellation: so these look whether to stop, too.
             self._stop.set()
             self._arrivals.isolated.set()
+            if self._flight is not None:
+                self._flight.stop()
             for task in (serving, stopping, *beside):
                 task.cancel()
                 with suppress(asyncio.CancelledError, ConfigurationError):

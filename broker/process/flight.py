@@ -33,6 +33,7 @@ class Flight:
         self._stream = event_stream(settings.max_age, settings.max_bytes, settings.segment_bytes)
         self._missing = asyncio.Event()
         self._told: str | None = None
+        self._stopping = False
         self.recorder = Recorder(self._missing.set)
 
     def connected(self, connection: Connection) -> None:
@@ -42,19 +43,25 @@ class Flight:
     def disconnected(self) -> None:
         self.recorder.connection = None
 
+    def stop(self) -> None:
+        """Have `run` end, also where aiormq swallows its cancellation."""
+        self._stopping = True
+        self._missing.set()
+
     async def run(self, arrivals: Arrivals) -> None:
-        """Until it is cancelled."""
+        """Until it is cancelled, after `stop`."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._declare_when_missing())
             group.create_task(self._live(arrivals))
 
     async def _declare_when_missing(self) -> None:
-        while True:
+        while not self._stopping:
             await self._missing.wait()
             self._missing.clear()
-            if (connection := self.recorder.connection) is not None:
+            if (connection := self.recorder.connection) is not None and not self._stopping:
                 await self._declare(connection)
-            await asyncio.sleep(DECLARE_EVERY)
+            if not self._stopping:
+                await asyncio.sleep(DECLARE_EVERY)
 
     async def _declare(self, connection: Connection) -> None:
         try:
@@ -76,7 +83,7 @@ class Flight:
     async def _live(self, arrivals: Arrivals) -> None:
         self.note("started", arrivals)
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._stopping:
             due = loop.time() + SIGN_EVERY
             await asyncio.sleep(SIGN_EVERY)
             self.note("lives", arrivals, lag=loop.time() - due)
