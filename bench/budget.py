@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from broker import Service
 from broker.handling.arrivals import Arrivals
 from broker.handling.intakes import Intake
+from broker.handling.invoker import Invoker
 from broker.hosting import registry
 from broker.protocol import bodies, outcomes
 from broker.protocol import headers as h
@@ -165,8 +166,9 @@ async def main() -> None:
     timed("the reply, made", lambda: outcomes.reply(request, "bench.price", body, "application/json"))
     timed("its frames", lambda: frames.publish(1, "bench.callbacks", request, frames.DEFAULT_FRAME_MAX))
     for recording, observer in ((", recorded", recorder), (", events off", None)):
-        arrivals = Arrivals(services, "bench.callbacks", 1 << 24, frozenset(), None, observer, None, never)
-        arrivals.invoker.connection = connection  # type: ignore[assignment]
+        invoker = Invoker(services, "bench.callbacks", 1 << 24, frozenset(), observer)
+        arrivals = Arrivals(invoker, None, never)
+        invoker.connection = connection  # type: ignore[assignment]
         in_all = await handled(arrivals, "bench.price", request)
         show(f"a request in all: decode, handler, reply, confirm, ack{recording}", in_all)
         in_all = await handled(arrivals, "bench.callbacks", connection.reply)

@@ -17,6 +17,7 @@ from broker.errors import (
     ConfirmTimeoutError,
     NotAcceptedError,
     Rejected,
+    UnroutableError,
     alarm_note,
 )
 from broker.handling.addressed import AddressedQueues
@@ -206,11 +207,16 @@ class AsyncClient:
             except TimeoutError:
                 raise TimeoutError(f"no connection to RabbitMQ within {timeout:g} s") from None
         connection, began = await self._connected(), time.time()
+        accepted = True
         try:
             return await self._calls.call(connection, publishing, timeout)
+        except (UnroutableError, NotAcceptedError):
+            accepted = False
+            raise
         finally:
-            cid = cast(str, publishing.message.correlation_id)
-            self._record(began, publishing.routing_key, cid, call=True)
+            if accepted:
+                cid = cast(str, publishing.message.correlation_id)
+                self._record(began, publishing.routing_key, cid, call=True)
 
     async def consumers(self, name: str | type[Service]) -> int:
         """How many daemons consume a service's queue at the moment; 0, too, if there is no such queue.

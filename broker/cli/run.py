@@ -43,7 +43,7 @@ def run(
     child = worker or suspects
     supervised = not child and (reload or settings.worker.processes > 1)
     supervisor = _supervisor(settings, paths or [], config, reload=reload, debug=debug) if supervised else None
-    from broker.process.metrics import served
+    from broker.process.metrics_server import served
     from broker.settings import MetricsSection
 
     # Before the services are imported, which may have metrics of their own: those are served, too.

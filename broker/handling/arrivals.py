@@ -24,14 +24,12 @@ from broker.handling.own_queues import ForService, OwnQueues
 from broker.handling.settlement import Settlement
 from broker.handling.threads import Threads
 from broker.hosting.definition import ServiceDefinition
-from broker.hosting.registry import Registry
 from broker.log import logger
 from broker.protocol import quarantine
 from broker.protocol.headers import Headers
 from broker.protocol.message import Message
 from broker.protocol.outcomes import Outcome
 from broker.protocol.queues import ACKNOWLEDGEMENT_TIMEOUT, DUE, UNDERTAKER
-from broker.recording.recorder import Observer
 from broker.transport.interface import Delivery
 
 # Replies are handled in place or passed on, neither for long: enough of them to keep a busy daemon's callbacks fed.
@@ -55,17 +53,10 @@ class Arrivals:
     """
 
     def __init__(
-        self,
-        registry: Registry,
-        callback_queue: str,
-        max_body: int,
-        silent: frozenset[str],
-        once: Once | None,
-        observer: Observer | None,
-        published: Callable[[asyncio.Future[None]], None] | None,
-        resize: Callable[[Intake], Coroutine[Any, Any, None]],
+        self, invoker: Invoker, once: Once | None, resize: Callable[[Intake], Coroutine[Any, Any, None]]
     ) -> None:
-        self.invoker = Invoker(registry, callback_queue, max_body, silent, observer, published)
+        registry, callback_queue = invoker.registry, invoker.callback_queue
+        self.invoker = invoker
         self._once = once
         self._threads = Threads(sum(definition.concurrency for definition in registry) or 1)
         self._eager = Eager()

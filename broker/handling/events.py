@@ -1,4 +1,4 @@
-"""What the flight recorder is told of a handling. Made for every message: plain dicts, and nothing in them that goes without saying."""
+"""What the flight recorder is told of a handling. Made for every message: a row where all went well, else all that there is to say."""
 
 from __future__ import annotations
 

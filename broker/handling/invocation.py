@@ -218,8 +218,11 @@ class Invocation:
         await self._unconfirmed.all_confirmed()
 
     def end(self) -> None:
-        """The attempt is over: a thread that still runs for it may send nothing more."""
+        """The attempt is over: a thread that still runs for it may send nothing more, and what an outbox still holds is never sent."""
         self._ended = True
+        if self._outbox and self.recorded:
+            unsent = {one.message.correlation_id for one in self._outbox}
+            self.recorded = [one for one in self.recorded if one[2] not in unsent]
         if self._unconfirmed is not None:
             self._unconfirmed.forget()
 
@@ -230,7 +233,8 @@ class Invocation:
         if self.recorded is None:
             self.recorded = []
         self.recorded.append(invoked)
-        if len(self.recorded) >= MOST_RECORDED:
+        # What an outbox holds may never be sent.
+        if len(self.recorded) >= MOST_RECORDED and self._outbox is None:
             recorded, self.recorded = self.recorded, []
             event = sent_by(self._definition.name, self.cid, recorded)
             if self._invoker.observer is not None:

@@ -14,10 +14,11 @@ from broker.errors import BrokerUnavailableError, ConfigurationError, Connection
 from broker.handling.arrivals import Arrivals
 from broker.handling.idempotency import Once
 from broker.handling.intakes import Intake
+from broker.handling.invoker import Invoker
 from broker.hosting.registry import Registry
 from broker.log import logger
 from broker.process import migration
-from broker.process.flight import Flight
+from broker.process.flight_recorder import FlightRecorder
 from broker.process.metrics import Metrics
 from broker.process.suspects import Suspects
 from broker.process.watchdog import Watchdog
@@ -69,21 +70,20 @@ class Daemon:
         self._registry = registry
         self._transport = transport
         self._once = _once(settings, registry)
-        self._flight = Flight(settings.events) if settings.events.enabled else None
+        self._flight_recorder = FlightRecorder(settings.events) if settings.events.enabled else None
         self._metrics = None if settings.metrics.port is None else Metrics()
-        observers: list[Observer] = [] if self._flight is None else [self._flight.recorder]
+        observers: list[Observer] = [] if self._flight_recorder is None else [self._flight_recorder.recorder]
         if self._metrics is not None:
             observers.append(self._metrics)
-        self._arrivals = Arrivals(
+        invoker = Invoker(
             registry,
             settings.callbacks.queue,
             settings.worker.max_body,
             settings.silent,
-            self._once,
             observers[0] if len(observers) == 1 else Observers(*observers) if observers else None,
             None if self._metrics is None else self._metrics.published,
-            self._resize,
         )
+        self._arrivals = Arrivals(invoker, self._once, self._resize)
         self._suspects = suspects
         self._suspects_only = suspects_only
         self._quarantine = self._arrivals.invoker.quarantine_queue
@@ -130,8 +130,8 @@ class Daemon:
         beside = [asyncio.ensure_future(self._look_for_callbacks())]
         if self._suspects is not None:
             beside.append(asyncio.ensure_future(self._have_suspects_handled(self._suspects)))
-        if self._flight is not None:
-            beside.append(asyncio.ensure_future(self._flight.run(self._arrivals)))
+        if self._flight_recorder is not None:
+            beside.append(asyncio.ensure_future(self._flight_recorder.run(self._arrivals)))
         if self._metrics is not None:
             beside.append(asyncio.ensure_future(self._metrics.run(self._arrivals, self.ready)))
         if self._suspects_only:
@@ -144,8 +144,8 @@ class Daemon:
             # aiormq may swallow a cancellation: so these look whether to stop, too.
             self._stop.set()
             self._arrivals.isolated.set()
-            if self._flight is not None:
-                self._flight.stop()
+            if self._flight_recorder is not None:
+                self._flight_recorder.stop()
             for task in (serving, stopping, *beside):
                 task.cancel()
                 with suppress(asyncio.CancelledError, ConfigurationError):
@@ -185,8 +185,8 @@ class Daemon:
             await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
         await self._arrivals.invoker.convention.look_for_all(connection)
         self._arrivals.invoker.connection = connection
-        if self._flight is not None:
-            self._flight.connected(connection)
+        if self._flight_recorder is not None:
+            self._flight_recorder.connected(connection)
         self.up.set()
         # Before anything is consumed, as this process may not live for long.
         if self._suspects is not None and await _is_filled(connection, self._quarantine):
@@ -325,11 +325,11 @@ class Daemon:
         # The end of the process of what is in quarantine is no news, and must not be taken for that of a daemon.
         level = logging.DEBUG if self._suspects_only else logging.INFO
         logger.log(level, "stopping: no new messages; %d being handled have %g s to finish", self.busy(), grace)
-        if self._flight is not None:
-            self._flight.note("drains", self._arrivals)
+        if self._flight_recorder is not None:
+            self._flight_recorder.note("drains", self._arrivals)
         unfinished = await self._arrivals.drain(grace)
-        if self._flight is not None:
-            await self._flight.close(self._arrivals)
+        if self._flight_recorder is not None:
+            await self._flight_recorder.close(self._arrivals)
         await self._abandon()
         self._arrivals.close()
         if self._once is not None:
@@ -348,8 +348,8 @@ class Daemon:
         self._consumers.clear()
         connection, self._connection = self._connection, None
         self._arrivals.invoker.connection = None
-        if self._flight is not None:
-            self._flight.disconnected()
+        if self._flight_recorder is not None:
+            self._flight_recorder.disconnected()
         if connection is not None:
             await connection.close()
         self._arrivals.forget_lost()

@@ -24,8 +24,10 @@ CONFIGURATION_FAILED = 2
 POLL = 0.1
 KILL_AFTER_GRACE = 5.0
 STUCK_AFTER = 30.0
-"""Seconds."""
+"""Seconds after which a worker whose event loop has not turned is taken for stuck."""
 READY = b"r"
+NOBODY = -1
+"""In place of the process ID of a worker that is to be started again."""
 
 
 class Supervisor:
@@ -52,9 +54,9 @@ class Supervisor:
         self._tell_again_at = 0.0
 
     def workers(self) -> list[int]:
-        """The process IDs of those that run, and -1 for one that is to be started again."""
+        """The process IDs of those that run, and NOBODY for one that is to be started again."""
         living = [one.process.pid for one in list(self._workers.values())]
-        return living + [-1] * (self._count - len(living))
+        return living + [NOBODY] * (self._count - len(living))
 
     def run(self) -> int:
         """Keep the workers running until a signal, and return the exit code."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from broker.protocol.events import EVENTS, Event, inflated, parsed
 from broker.protocol.message import Message
 from broker.transport.interface import Connection, Delivery, Offset
 
+REMEMBERED = 64
+"""Of a writer's batches, the last: it has far fewer unconfirmed at once."""
 WINDOW = 100
 """Messages that are in this process at once; each may be some tens of kilobytes."""
 SILENCE = 0.3
@@ -39,8 +42,22 @@ class Batch(NamedTuple):
     message: Message
 
 
+class Repeats:
+    """Knows a batch that was written again, as its writer was not told that it is confirmed: soon after the first time, if at all."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+
+    def is_one(self, batch: Batch) -> bool:
+        last = self._last[batch.writer]
+        if not batch.number or batch.number not in last:
+            last.append(batch.number)
+            return False
+        return True
+
+
 async def read(connection: Connection, offset: Offset = "first", *, follow: bool = False) -> AsyncIterator[Batch]:
-    """The batches from `offset` on, up to those that are there now; with `follow`, without end.
+    """The batches from `offset` on, each once, up to those that are there now; with `follow`, without end.
 
     Raises:
         NoRecordError: there is no stream.
@@ -56,7 +73,7 @@ async def read(connection: Connection, offset: Offset = "first", *, follow: bool
     arrived: asyncio.Queue[Delivery | str] = asyncio.Queue()
     connection.lost.add_done_callback(lambda lost: arrived.put_nowait(lost.result()))
     consumer = await connection.consume(EVENTS, WINDOW, arrived.put_nowait, arrived.put_nowait, offset=offset)
-    reached = -1
+    reached, repeats = -1, Repeats()
     try:
         while True:
             try:
@@ -69,7 +86,8 @@ async def read(connection: Connection, offset: Offset = "first", *, follow: bool
             delivery.ack()
             batch = _batch(delivery.message)
             reached = batch.offset
-            yield batch
+            if not repeats.is_one(batch):
+                yield batch
     finally:
         await consumer.cancel()
 

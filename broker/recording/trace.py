@@ -67,11 +67,7 @@ async def story(batches: AsyncIterator[Batch], cid: str) -> Story:
     since: int | None = None
     events = 0
     with tempfile.TemporaryFile() as spool:
-        seen: set[tuple[str, int]] = set()
         async for batch in batches:
-            if batch.number and (batch.writer, batch.number) in seen:
-                continue
-            seen.add((batch.writer, batch.number))
             body = batch.message.body
             spool.write(len(body).to_bytes(4, "big") + body)
             told = batch.message.headers.get("events")

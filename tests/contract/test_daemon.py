@@ -289,6 +289,7 @@ def test_where_rabbitmq_hears_no_acknowledgement_timeout_the_daemon_says_whom_it
     run(test())
 
 
+@pytest.mark.parametrize("transport", ["aio-pika", "lane"], indirect=True)
 def test_a_consumer_that_rabbitmq_times_out_consumes_again_and_nothing_is_lost(
     transport: Transport, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

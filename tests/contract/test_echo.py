@@ -15,7 +15,7 @@ from broker.protocol.message import Message, Publishing
 from broker.protocol.queues import addressed_queue, own_queue
 from broker.transport.interface import Delivery, Transport
 from tests.contract.services import Seen, collecting_callback
-from tests.support import run, running, unique, until
+from tests.support import Running, run, running, unique, until
 
 
 @asynccontextmanager
@@ -34,6 +34,12 @@ async def server(transport: Transport, name: str, times: int = 1) -> AsyncIterat
     await connection.consume(name, 10, answer, lambda _: None)
     yield
     await connection.close()
+
+
+async def deleted_and_declared_again(daemon: Running, callback: type[Service]) -> None:
+    name = addressed_queue(daemon.callback_queue, callback.name).name
+    await daemon.connection.delete(Queue(name))
+    await until(lambda: daemon.connection.look_at(name))
 
 
 def source_of(target: str, callback: str, **options: bool) -> type[Service]:
@@ -152,9 +158,7 @@ def test_who_hosts_the_callback_declares_the_queue_again_when_the_client_is_gone
             async with AsyncClient(settings=daemon.settings, transport=transport) as client:
                 await client.invoke_async(legacy, "tea", callback=callback, echo=False)
             await seen.wait(1)
-            name = addressed_queue(daemon.callback_queue, callback.name).name
-            await daemon.connection.delete(Queue(name))
-            await until(lambda: daemon.connection.look_at(name))
+            await deleted_and_declared_again(daemon, callback)
 
     run(test())
 
@@ -171,9 +175,7 @@ def test_a_queue_for_such_replies_that_is_deleted_is_declared_again(
         async with server(transport, legacy), running(transport, source, callback) as daemon:
             await daemon.publish(source.name, Message(b"tea"))
             await seen.wait(1)
-            name = addressed_queue(daemon.callback_queue, callback.name).name
-            await daemon.connection.delete(Queue(name))
-            await until(lambda: daemon.connection.look_at(name))
+            await deleted_and_declared_again(daemon, callback)
             await daemon.publish(source.name, Message(b"more tea"))
             assert (await seen.wait(2))[1][2] == "MORE TEA"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from broker import AsyncClient, Retry, Service
-from broker.process import flight
+from broker import AsyncClient, Retry, Service, UnroutableError
+from broker.process import flight_recorder
 from broker.protocol.entities import Queue
 from broker.protocol.events import EVENTS, Event
 from broker.protocol.message import Message
@@ -143,6 +143,40 @@ def test_a_handler_that_invokes_very_much(transport: Transport) -> None:
     run(test())
 
 
+def test_what_was_not_sent_is_not_recorded_as_sent(transport: Transport) -> None:
+    class Target(Service):
+        name = unique("target")
+
+        async def handle(self) -> str:
+            return "called"
+
+    class Source(Service):
+        name = unique("source")
+        outbox = True
+
+        async def handle(self) -> None:
+            await self.call(Target)
+            self.invoke_async(Target)
+            if self.request.text == "fails":
+                raise LookupError("no")
+
+    async def test() -> None:
+        async with (
+            running(transport, Source, Target) as daemon,
+            AsyncClient(settings=daemon.settings, transport=transport) as client,
+        ):
+            with pytest.raises(UnroutableError):
+                await client.call(nobody)
+            works, fails = [await client.invoke_async(Source, text) for text in ("works", "fails")]
+            await client.close()
+            assert len((await story_of(daemon.connection, works, 3)).children) == 2
+            assert len((await story_of(daemon.connection, fails, 2)).children) == 1
+            assert not [one for one in await recorded(daemon.connection) if one.get("target") == nobody]
+
+    nobody = unique("nobody")
+    run(test())
+
+
 def test_nothing_is_recorded_where_that_is_off(transport: Transport) -> None:
     order, price = order_and_price()
 
@@ -171,7 +205,7 @@ async def _is_recorded(connection: Connection, cid: str) -> bool:
 def test_a_stream_that_is_deleted_is_declared_again_and_holds_up_nobody(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flight, "DECLARE_EVERY", 0.1)
+    monkeypatch.setattr(flight_recorder, "DECLARE_EVERY", 0.1)
 
     class Quick(Service):
         name = unique("quick")

@@ -23,14 +23,16 @@ COUNT = 3000
 KILLS = 5
 BROKER_AFTER = 3
 SILENCE = 30.0
-CONTENDERS: dict[str, tuple[str, dict[str, str]]] = {
-    "ackback": ("ackback_daemon", {}),
-    "Celery, its defaults": ("celery_app", {"BENCH_CELERY_DEFAULTS": "1"}),
-    "Celery, late acknowledgement, quorum queues, confirms": ("celery_app", {}),
-    "Dramatiq": ("dramatiq_app", {}),
-    "FastStream": ("faststream_app", {}),
-    "Taskiq": ("taskiq_app", {}),
+QUEUES = (PRICE, CALLBACKS)
+CONTENDERS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
+    "ackback": ("ackback_daemon", {}, QUEUES),
+    "Celery, its defaults": ("celery_app", {"BENCH_CELERY_DEFAULTS": "1"}, ("celery",)),
+    "Celery, late acknowledgement, quorum queues, confirms": ("celery_app", {}, QUEUES),
+    "Dramatiq": ("dramatiq_app", {}, QUEUES),
+    "FastStream": ("faststream_app", {}, QUEUES),
+    "Taskiq": ("taskiq_app", {}, QUEUES),
 }
+"""The program, its environment, and the queues that its worker consumes."""
 
 
 def compare(seed: int) -> str:
@@ -41,15 +43,17 @@ def compare(seed: int) -> str:
         "| | invocations | worker killed | broker killed | callbacks | **lost** |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for name, (module, environment) in CONTENDERS.items():
+    for name, (module, environment, queues) in CONTENDERS.items():
         with cluster(1) as nodes:
-            heard, killed = _attack(nodes[0], module, environment, random.Random(f"{name} {seed}"))
+            heard, killed = _attack(nodes[0], module, environment, queues, random.Random(f"{name} {seed}"))
         lines.append(f"| {name} | {COUNT:,} | {killed} | 1 | {heard:,} | **{COUNT - heard:,}** |")
         print(lines[-1], flush=True)
     return "\n".join(lines)
 
 
-def _attack(node: Node, module: str, environment: dict[str, str], rng: random.Random) -> tuple[int, int]:
+def _attack(
+    node: Node, module: str, environment: dict[str, str], queues: tuple[str, ...], rng: random.Random
+) -> tuple[int, int]:
     """How many callbacks were heard in the end, and how often the worker was killed."""
     with tempfile.TemporaryDirectory(prefix="ackback-others-") as folder:
         seen = Path(folder) / "seen"
@@ -73,8 +77,7 @@ def _attack(node: Node, module: str, environment: dict[str, str], rng: random.Ra
         worker = start("worker")
         killed = 0
         try:
-            # Some declare their queues only when their worker runs.
-            wait_for_consumers(node.url, *(("celery",) if environment else (PRICE, CALLBACKS)))
+            wait_for_consumers(node.url, *queues)  # some declare their queues only when their worker runs
             assert start("client").wait(120) == 0, f"{module}: its client failed"
             changed, last = time.monotonic(), -1
             kill_at = heard() + rng.randrange(50, 400)

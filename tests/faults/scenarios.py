@@ -159,7 +159,7 @@ def attack_the_record(attack: Attack) -> Check:
     stage.refuse_to_record()
     daemon = stage.daemon()
     attack.load(2.0)
-    time.sleep(1.0)
+    stage.until(lambda account: len(account.ok) > 50)
     early = daemon.resident()
     stage.break_things(3 * attack.scale, stage.delete_record, (0.3, 0.6))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pika
 import pytest
 
+from broker.protocol.events import EVENTS
 from tests.conftest import USED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -155,7 +156,7 @@ def delete_all_queues(folder: Path, url: str) -> None:
         settings = Settings()
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
-        for name in (*names, settings.callbacks.queue, "dead-letters", "ackback.undertaker"):
+        for name in (*names, settings.callbacks.queue, "dead-letters", "ackback.undertaker", EVENTS):
             channel.queue_delete(name)
 
 

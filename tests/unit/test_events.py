@@ -15,13 +15,25 @@ from hypothesis import strategies as st
 from broker.cli.record.lines import line
 from broker.cli.record.tree import drawn, span
 from broker.errors import ConnectionLostError, InvalidInputError, NotAcceptedError
-from broker.protocol.events import DAEMON, DEAD, HANDLED, MAX_INFLATED, SENT, Event, batch, inflated, parsed
+from broker.protocol.events import (
+    DAEMON,
+    DEAD,
+    HANDLED,
+    MAX_INFLATED,
+    SENT,
+    Event,
+    batch,
+    event_stream,
+    inflated,
+    parsed,
+)
 from broker.protocol.message import Message, Publishing
 from broker.recording import recorder as recorder_module
-from broker.recording.reading import Batch
+from broker.recording.reading import Batch, read
 from broker.recording.recorder import BATCH, MOST, MOST_UNCONFIRMED, Recorder
 from broker.recording.summary import Summary, percentile
 from broker.recording.trace import Step, Story, story
+from broker.transport.memory import MemoryBroker, MemoryConnection
 from tests.support import run, until
 
 TEXTS = st.text(max_size=40)
@@ -122,14 +134,19 @@ def test_any_cid_finds_the_whole_tree_and_nothing_else(data: st.DataObject) -> N
 
 
 def test_a_batch_that_was_written_twice_counts_once() -> None:
-    async def twice() -> AsyncIterator[Batch]:
-        for _ in range(2):
-            async for one in batches([handled("c", 5)]):
-                yield one
+    async def twice_and_another_of_an_unknown_number(connection: MemoryConnection) -> None:
+        await connection.declare(event_stream(60, 1000, 1000))
+        for number in (1, 1, 0, 0):
+            await connection.publish(batch([handled("c", 5 + number)], "w", number))
 
-    found = asyncio.run(story(twice(), "c"))
-    assert found.root is not None
-    assert len(found.root.handlings) == 1
+    async def test() -> None:
+        connection = await MemoryBroker().connect()
+        await twice_and_another_of_an_unknown_number(connection)
+        found = await story(read(connection), "c")
+        assert found.root is not None
+        assert [one["t"] for one in found.root.handlings] == [5, 5, 6]
+
+    run(test())
 
 
 def test_who_is_not_known_has_no_tree_and_parents_in_a_circle_have_an_end() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import resource
 import socket
 import time
 from contextlib import suppress
 from importlib.metadata import version
-from typing import Any
+
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from broker.errors import AckbackError, BrokerUnavailableError, ConnectionLostError, OtherArgumentsError
 from broker.handling.arrivals import Arrivals
@@ -26,11 +28,13 @@ DECLARE_EVERY = 5.0
 """Seconds at least between two declarations, should the stream be deleted again and again."""
 
 
-class Flight:
+class FlightRecorder:
     """Declares the stream on the connection of the moment, and again if it is deleted; notes that the daemon lives, and what it does."""
 
     def __init__(self, settings: EventsSection) -> None:
         self._stream = event_stream(settings.max_age, settings.max_bytes, settings.segment_bytes)
+        self._self = {"host": socket.gethostname(), "pid": os.getpid(), "version": version("ackback")}
+        self._codes: dict[str, str] = {}
         self._missing = asyncio.Event()
         self._told: str | None = None
         self._stopping = False
@@ -81,6 +85,9 @@ class Flight:
             logger.warning("%s", what)
 
     async def _live(self, arrivals: Arrivals) -> None:
+        definitions = [definition for definition, _, _ in arrivals.services()]
+        # In a thread, as it takes a moment where there are many services.
+        self._codes = await asyncio.to_thread(lambda: {one.name: code_of(one) for one in definitions})
         self.note("started", arrivals)
         loop = asyncio.get_running_loop()
         while not self._stopping:
@@ -91,7 +98,7 @@ class Flight:
     def note(self, state: str, arrivals: Arrivals, lag: float = 0.0) -> None:
         """What the daemon does, and how it is."""
         services = {
-            definition.name: [running, waiting, definition.concurrency, code_of(definition)]
+            definition.name: [running, waiting, definition.concurrency, self._codes.get(definition.name)]
             for definition, running, waiting in arrivals.services()
         }
         self.recorder.note(
@@ -99,9 +106,7 @@ class Flight:
                 "event": DAEMON,
                 "t": int(time.time() * 1e6),
                 "state": state,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "version": version("ackback"),
+                **self._self,
                 "services": services,
                 "dropped": self.recorder.dropped,
                 "resident": _resident(),
@@ -117,11 +122,13 @@ class Flight:
 
 
 def code_of(definition: ServiceDefinition) -> str:
-    """A few letters that are the same where a service is the same: module, class and input."""
-    schema: Any = None if definition.takes is None else definition.takes.core_schema.get("type")
+    """A few letters that are the same where a service is the same: module, class, and the JSON Schema of its input."""
     cls = definition.cls
-    what = f"{cls.__module__}.{cls.__qualname__} {definition.input_type} {schema}"
-    return hashlib.blake2s(what.encode(), digest_size=4).hexdigest()
+    what = [f"{cls.__module__}.{cls.__qualname__}", definition.input_type]
+    if definition.takes is not None:
+        with suppress(PydanticInvalidForJsonSchema):
+            what.append(json.dumps(definition.takes.json_schema(), sort_keys=True))
+    return hashlib.blake2s("\n".join(what).encode(), digest_size=4).hexdigest()
 
 
 def _resident() -> int:
