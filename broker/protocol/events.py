@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from pydantic_core import from_json, to_json
 
@@ -40,6 +40,20 @@ MAX_INFLATED = 64 * 1024 * 1024
 """Bytes of a batch, inflated: anybody may have written to the stream."""
 LEVEL = 1
 """Of zlib: the others take three times as long for a tenth less."""
+
+LATEST = 253_402_300_799_000_000
+"""The end of the year 9999, in µs since 1970: what is later is no time."""
+_NUMBER = (int, float)
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("cid", "service", "target", "source", "parent", "outcome", "reply", "reason"), str),
+    **dict.fromkeys(("state", "host", "version"), str),
+    **dict.fromkeys(("took_ms", "retry_in", "delay", "lag_ms"), _NUMBER),
+    **dict.fromkeys(("attempt", "published", "pid", "resident", "dropped"), int),
+    **dict.fromkeys(("redelivered", "call"), bool),
+    **dict.fromkeys(("sent", "error", "callbacks"), list),
+    "services": dict,
+}
+_NEEDED = {HANDLED: ("cid", "service", "took_ms"), DEAD: (), SENT: (), DAEMON: ("state",)}
 
 Event = dict[str, Any]
 Row = tuple[Any, ...]
@@ -62,9 +76,17 @@ def event_stream(max_age: float, max_bytes: int, segment_bytes: int) -> Queue:
 def expanded(row: Sequence[Any]) -> Event | None:
     """A row as the event that it stands for; None if it is none."""
     match row:
-        case ["h", int(t), cid, service, took, source, parent, reply]:
-            took_ms = took / 1000 if isinstance(took, int) else 0.0
-            event: Event = {"event": HANDLED, "t": t, "cid": cid, "service": service, "took_ms": took_ms}
+        case [
+            "h",
+            int(t),
+            str(cid),
+            str(service),
+            int(took),
+            None | str() as source,
+            None | str() as parent,
+            None | str() as reply,
+        ] if 0 <= t <= LATEST and 0 <= took <= LATEST:
+            event: Event = {"event": HANDLED, "t": t, "cid": cid, "service": service, "took_ms": took / 1000}
             if source is not None:
                 event["source"] = source
             if parent is not None:
@@ -72,10 +94,19 @@ def expanded(row: Sequence[Any]) -> Event | None:
             if reply is not None:
                 event["reply"] = reply
             return event
-        case ["s", int(t), cid, target, callbacks]:
+        case ["s", int(t), str(cid), str(target), list() | tuple() as callbacks] if 0 <= t <= LATEST:
             event = {"event": SENT, "t": t, "cid": cid, "target": target}
             return event | {"callbacks": callbacks} if callbacks else event
     return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number that may count something here: µs, seconds, bytes."""
+    return isinstance(value, _NUMBER) and abs(value) <= LATEST
+
+
+def _is_good(name: str, value: Any) -> bool:
+    return isinstance(value, _TYPES.get(name, object)) and (not isinstance(value, _NUMBER) or is_number(value))
 
 
 def batch(events: Sequence[Mapping[str, Any] | Row], writer: str, number: int) -> Publishing:
@@ -108,7 +139,7 @@ def inflated(message: Message) -> bytes:
 
 
 def parsed(text: bytes) -> list[Event]:
-    """The events of a batch's JSON; what is no event is passed over.
+    """The events of a batch's JSON; what is no event is passed over, and what of one has another type than it should.
 
     Raises:
         InvalidInputError: it is no JSON.
@@ -119,9 +150,19 @@ def parsed(text: bytes) -> list[Event]:
         raise InvalidInputError(f"a message of {EVENTS!r} is no batch of events: {error}") from None
     if not isinstance(found, list):
         return []
-    events = [expanded(one) if isinstance(one, list) else one for one in found]
-    return [one for one in events if _is_event(one)]
+    events = (expanded(one) if isinstance(one, list) else _well_formed(one) for one in found)
+    return [event for event in events if event is not None]
 
 
-def _is_event(one: Any) -> TypeGuard[Event]:
-    return isinstance(one, dict) and isinstance(one.get("t"), int) and isinstance(one.get("event"), str)
+def _well_formed(one: Any) -> Event | None:
+    """What is good of an event that anybody may have written; None if it is none."""
+    if not isinstance(one, dict) or type(one.get("t")) is not int or not 0 <= one["t"] <= LATEST:
+        return None
+    needed = _NEEDED.get(one["event"]) if isinstance(one.get("event"), str) else None
+    if needed is None:
+        return None
+    event: Event = {name: value for name, value in one.items() if _is_good(name, value)}
+    error = event.get("error")
+    if error is not None and not (len(error) == 2 and isinstance(error[0], str) and isinstance(error[1], str)):
+        del event["error"]
+    return event if all(name in event for name in needed) else None

@@ -67,9 +67,10 @@ async def read(connection: Connection, offset: Offset = "first", *, follow: bool
     seen = await connection.look_at(EVENTS)
     if seen is None:
         raise NoRecordError
-    if not seen.ready and not follow:
+    # RabbitMQ counts what is on a stream some seconds after the fact: none counted may still be some.
+    end = -1 if follow else await _offset_of_last(connection, FIRST_PATIENCE if seen.ready else SILENCE)
+    if end < 0 and not follow:
         return
-    end = -1 if follow else await _offset_of_last(connection)
     arrived: asyncio.Queue[Delivery | str] = asyncio.Queue()
     connection.lost.add_done_callback(lambda lost: arrived.put_nowait(lost.result()))
     consumer = await connection.consume(EVENTS, WINDOW, arrived.put_nowait, arrived.put_nowait, offset=offset)
@@ -92,14 +93,14 @@ async def read(connection: Connection, offset: Offset = "first", *, follow: bool
         await consumer.cancel()
 
 
-async def _offset_of_last(connection: Connection) -> int:
-    """An offset in the last chunk of the stream; -1 if there is nothing in it."""
+async def _offset_of_last(connection: Connection, patience: float) -> int:
+    """An offset in the last chunk of the stream; -1 if nothing of it comes within so many seconds."""
     arrived: asyncio.Queue[Delivery | None] = asyncio.Queue()
     consumer = await connection.consume(
         EVENTS, 1, arrived.put_nowait, lambda _: arrived.put_nowait(None), offset="last"
     )
     try:
-        async with asyncio.timeout(FIRST_PATIENCE):
+        async with asyncio.timeout(patience):
             delivery = await arrived.get()
     except TimeoutError:
         return -1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from broker.errors import InvalidInputError
-from broker.protocol.events import DEAD, HANDLED, SENT, Event, inflated, parsed
+from broker.protocol.events import DEAD, HANDLED, LATEST, SENT, Event, inflated, is_number, parsed
 from broker.protocol.message import Message
 from broker.recording.reading import Batch
 
@@ -57,8 +57,7 @@ class Story:
 
 def begun(handled: Event) -> int:
     """When a handling began, in µs since 1970."""
-    took = handled.get("took_ms", 0)
-    return int(handled["t"] - (took * 1000 if isinstance(took, (int, float)) else 0))
+    return max(0, int(handled["t"] - handled["took_ms"] * 1000))
 
 
 async def story(batches: AsyncIterator[Batch], cid: str) -> Story:
@@ -146,8 +145,8 @@ def sent_of(event: Event) -> Iterator[Sent]:
     sent = event.get("sent")
     for one in sent if isinstance(sent, list) else ():
         match one:
-            case [int(at), str(target), str(cid), *rest]:
-                yield Sent(at, target, cid, rest[0] if rest and isinstance(rest[0], (int, float)) else None)
+            case [int(at), str(target), str(cid), *rest] if 0 <= at <= LATEST:
+                yield Sent(at, target, cid, rest[0] if rest and is_number(rest[0]) else None)
 
 
 def _root(events: list[Event], cid: str) -> Step | None:
@@ -169,7 +168,7 @@ def _root(events: list[Event], cid: str) -> Step | None:
             step(event.get("cid")).handlings.append(event)
             if isinstance(parent := event.get("parent"), str):
                 parents.setdefault(str(event.get("cid")), parent)
-        elif event["event"] == DEAD:
+        elif event["event"] == DEAD and "cid" in event:
             step(event.get("cid")).dead.append(event)
         elif event["event"] == SENT and "cid" in event:
             sent_step = step(event["cid"])

@@ -9,7 +9,7 @@ import pytest
 from broker import AsyncClient, Retry, Service, UnroutableError
 from broker.process import flight_recorder
 from broker.protocol.entities import Queue
-from broker.protocol.events import EVENTS, Event
+from broker.protocol.events import EVENTS, Event, batch, event_stream
 from broker.protocol.message import Message
 from broker.recording.reading import NoRecordError, events_of, read
 from broker.recording.trace import Step, story
@@ -174,6 +174,21 @@ def test_what_was_not_sent_is_not_recorded_as_sent(transport: Transport) -> None
             assert not [one for one in await recorded(daemon.connection) if one.get("target") == nobody]
 
     nobody = unique("nobody")
+    run(test())
+
+
+def test_what_has_just_been_written_is_read(transport: Transport) -> None:
+    async def test() -> None:
+        connection = await transport.connect()
+        await connection.delete(Queue(EVENTS))
+        await connection.declare(event_stream(3600, 1_000_000, 100_000))
+        assert await recorded(connection) == []
+        written = {"event": "dead", "t": 1, "cid": "c"}
+        await connection.publish(batch([written], "w", 1))
+        assert await recorded(connection) == [written]
+        await connection.delete(Queue(EVENTS))
+        await connection.close()
+
     run(test())
 
 

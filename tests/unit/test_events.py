@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import zlib
 from collections.abc import AsyncIterator, Iterable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from broker.cli.record.lines import line
 from broker.cli.record.tree import drawn, span
@@ -39,11 +41,15 @@ from tests.support import run, until
 TEXTS = st.text(max_size=40)
 EVENTS = st.lists(
     st.fixed_dictionaries(
-        {"event": st.sampled_from([HANDLED, SENT, DEAD, DAEMON]), "t": st.integers(0, 2**52)},
-        optional={
+        {
+            "event": st.sampled_from([HANDLED, SENT, DEAD, DAEMON]),
+            "t": st.integers(0, 2**52),
             "cid": TEXTS,
             "service": TEXTS,
             "took_ms": st.floats(0, 1e9, allow_nan=False),
+            "state": TEXTS,
+        },
+        optional={
             "error": st.lists(TEXTS, min_size=2, max_size=2),
             "sent": st.lists(st.tuples(st.integers(0, 2**52), TEXTS, TEXTS).map(list), max_size=3),
         },
@@ -60,7 +66,7 @@ def test_what_is_written_is_read(events: list[Event]) -> None:
 
 
 def test_halves_of_surrogate_pairs_cost_no_batch() -> None:
-    events = [{"event": HANDLED, "t": 1, "cid": "\ud800"}, {"event": HANDLED, "t": 2, "cid": "b"}]
+    events = [{"event": DEAD, "t": 1, "cid": "\ud800"}, {"event": DEAD, "t": 2, "cid": "b"}]
     assert [one["t"] for one in parsed(inflated(batch(events, "w", 1).message))] == [1, 2]
 
 
@@ -78,15 +84,65 @@ def test_what_is_no_batch_says_so(body: bytes, problem: str) -> None:
         inflated(Message(body))
 
 
-@given(st.recursive(st.none() | st.integers() | TEXTS, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)))
-def test_events_of_any_shape_are_passed_over_or_shown(value: Any) -> None:
-    for text in (
-        batch([value], "w", 1).message,
-        batch([{"event": HANDLED, "t": 1, "sent": value, "error": value}], "w", 1).message,
-    ):
-        for event in parsed(inflated(text)):
-            assert line(event) is not None or event["event"] not in (HANDLED, DEAD)
-            Summary().add(event, "w")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+NAMES = [
+    "cid",
+    "service",
+    "target",
+    "source",
+    "parent",
+    "outcome",
+    "reply",
+    "reason",
+    "state",
+    "host",
+    "version",
+    "took_ms",
+    "retry_in",
+    "delay",
+    "lag_ms",
+    "attempt",
+    "published",
+    "pid",
+    "resident",
+    "dropped",
+    "redelivered",
+    "call",
+    "sent",
+    "error",
+    "callbacks",
+    "services",
+]
+RUBBISH = st.one_of(
+    JSON,
+    st.fixed_dictionaries(
+        {"event": st.sampled_from([HANDLED, SENT, DEAD, DAEMON]) | JSON, "t": st.integers(-10, 2**70)},
+        optional=dict.fromkeys(NAMES, JSON),
+    ),
+    st.tuples(st.sampled_from("hs"), *7 * [JSON]).map(list),
+    st.tuples(st.just("h"), st.integers(), TEXTS, TEXTS, st.integers(), JSON, JSON, JSON).map(list),
+)
+
+
+@given(st.lists(RUBBISH, max_size=6))
+def test_rubbish_is_passed_over_or_shown(rubbish: list[Any]) -> None:
+    """Anybody may write to the stream."""
+    summary = Summary()
+    events = parsed(inflated(batch([*rubbish, handled("c", 5)], "w", 1).message))
+    for event in events:
+        assert line(event) is not None or event["event"] in (SENT, DAEMON)
+        summary.add(event, "w")
+    now = 10_000_000
+    assert len(summary.services(now)) >= 1
+    summary.daemons(now)
+    for cid in {"c", *(event["cid"] for event in events if "cid" in event)}:
+        found = tell(rubbish, cid) if cid != "c" else tell([*rubbish, handled("c", 5)], cid)
+        if found.root is not None:
+            Console(width=200, file=io.StringIO()).print(drawn(found, cid))
 
 
 async def batches(events: Iterable[Event], size: int = 3) -> AsyncIterator[Batch]:
@@ -173,9 +229,7 @@ def test_the_drawing() -> None:
             "parent": "o",
         },
     ]
-    from rich.console import Console
-
-    console = Console(width=200, file=(out := __import__("io").StringIO()))
+    console = Console(width=200, file=(out := io.StringIO()))
     console.print(drawn(tell(events, "p"), "p"))
     assert [one.rstrip() for one in out.getvalue().splitlines()] == [
         "order  o  1970-01-01 00:00:01.000Z",
@@ -233,7 +287,7 @@ class Published:
 
 
 def event(number: int) -> Event:
-    return {"event": HANDLED, "t": 1, "n": number}
+    return {"event": DEAD, "t": 1, "n": number}
 
 
 def test_a_broker_that_does_not_keep_up_costs_events_and_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,9 @@ async def _show(connection: Connection, summary: Summary) -> None:
 
 async def _ready(connection: Connection, summary: Summary) -> dict[str, int | None]:
     """Messages that are ready on the queue of each service; None where there is no queue."""
-    names = [line.name for line in summary.services(_now())]
+    from broker.protocol.names import name_problem
+
+    names = [line.name for line in summary.services(_now()) if name_problem(line.name) is None]
     seen = await asyncio.gather(*(connection.look_at(name) for name in names))
     return {name: None if one is None else one.ready for name, one in zip(names, seen, strict=True)}
 
@@ -104,7 +106,8 @@ def _tables(summary: Summary, ready: dict[str, int | None], sort: str) -> Group:
     from broker.log import escaped
 
     by, key = SORTS[sort]
-    services = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"by {by} · {HELP}", caption_justify="left")
+    caption = f"by {by} · {HELP}" if sys.stdout.isatty() else None
+    services = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     services.add_column("SERVICE")
     for column in ("RATE /s", "p50 ms", "p95 ms", "FAILED /min", "READY", "WAITING", "RUNNING", "DAEMONS"):
         services.add_column(column, justify="right")
