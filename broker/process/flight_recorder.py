@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import resource
@@ -11,19 +12,25 @@ import socket
 import time
 from contextlib import suppress
 from importlib.metadata import version
+from typing import Any
 
+from pydantic import TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from broker.errors import AckbackError, BrokerUnavailableError, ConnectionLostError, OtherArgumentsError
 from broker.handling.arrivals import Arrivals
 from broker.hosting.definition import ServiceDefinition
 from broker.log import logger
-from broker.protocol.events import DAEMON, event_stream
+from broker.protocol.events import DAEMON, Event, event_stream
 from broker.recording.recorder import Recorder
 from broker.settings import EventsSection
 from broker.transport.interface import Connection
 
 SIGN_EVERY = 5.0
+DESCRIBED_EVERY = 120
+"""Signs of life: so often one of them tells what the services are, as the stream forgets what is old."""
+MAX_SCHEMA = 16_384
+"""Characters of a JSON Schema; a larger one is not told."""
 DECLARE_EVERY = 5.0
 """Seconds at least between two declarations, should the stream be deleted again and again."""
 
@@ -35,6 +42,7 @@ class FlightRecorder:
         self._stream = event_stream(settings.max_age, settings.max_bytes, settings.segment_bytes)
         self._self = {"host": socket.gethostname(), "pid": os.getpid(), "version": version("ackback")}
         self._codes: dict[str, str] = {}
+        self._about: dict[str, Event] = {}
         self._missing = asyncio.Event()
         self._told: str | None = None
         self._stopping = False
@@ -88,15 +96,18 @@ class FlightRecorder:
         definitions = [definition for definition, _, _ in arrivals.services()]
         # In a thread, as it takes a moment where there are many services.
         self._codes = await asyncio.to_thread(lambda: {one.name: code_of(one) for one in definitions})
-        self.note("started", arrivals)
+        self._about = await asyncio.to_thread(lambda: {one.name: about(one) for one in definitions})
+        self.note("started", arrivals, described=True)
         loop = asyncio.get_running_loop()
-        while not self._stopping:
+        for number in itertools.count(1):
+            if self._stopping:
+                return
             due = loop.time() + SIGN_EVERY
             await asyncio.sleep(SIGN_EVERY)
-            self.note("lives", arrivals, lag=loop.time() - due)
+            self.note("lives", arrivals, lag=loop.time() - due, described=number % DESCRIBED_EVERY == 0)
 
-    def note(self, state: str, arrivals: Arrivals, lag: float = 0.0) -> None:
-        """What the daemon does, and how it is."""
+    def note(self, state: str, arrivals: Arrivals, lag: float = 0.0, *, described: bool = False) -> None:
+        """What the daemon does, and how it is; with `described`, what its services are."""
         services = {
             definition.name: [running, waiting, definition.concurrency, self._codes.get(definition.name)]
             for definition, running, waiting in arrivals.services()
@@ -111,6 +122,7 @@ class FlightRecorder:
                 "dropped": self.recorder.dropped,
                 "resident": _resident(),
                 "lag_ms": round(max(lag, 0.0) * 1e3, 1),
+                **({"about": self._about} if described else {}),
             }
         )
 
@@ -129,6 +141,30 @@ def code_of(definition: ServiceDefinition) -> str:
         with suppress(PydanticInvalidForJsonSchema):
             what.append(json.dumps(definition.takes.json_schema(), sort_keys=True))
     return hashlib.blake2s("\n".join(what).encode(), digest_size=4).hexdigest()
+
+
+def about(definition: ServiceDefinition) -> Event:
+    """What somebody who has not got the code wants to know of a service: class, JSON Schemas, how many run at once, attempts."""
+    cls = definition.cls
+    told: Event = {
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "concurrency": definition.concurrency,
+        "attempts": definition.retry.attempts if definition.retry else 1,
+    }
+    if definition.timeout is not None:
+        told["timeout"] = definition.timeout
+    for name, adapter in (("takes", definition.takes), ("returns", definition.returns)):
+        if adapter is not None and (schema := _schema(adapter)) is not None:
+            told[name] = schema
+    return told
+
+
+def _schema(adapter: TypeAdapter[Any]) -> dict[str, Any] | None:
+    with suppress(PydanticInvalidForJsonSchema):
+        schema = adapter.json_schema()
+        if len(json.dumps(schema)) <= MAX_SCHEMA:
+            return schema
+    return None
 
 
 def _resident() -> int:

@@ -13,6 +13,7 @@ empty.
     dead     a dead letter is filed: cid service reason error
     daemon   a sign of life: state (`started`, `lives`, `drains`, `stopped`) host pid version resident (bytes) lag_ms dropped
              services ({name: [running, waiting, concurrency, code]})
+             about ({name: {class, concurrency, attempts, timeout, takes, returns (JSON Schemas)}}: at the start, and every ten minutes)
 
 Nearly all events are handlings that went well, and requests: these are not objects but rows, which take half of the time to write:
 
@@ -52,6 +53,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("redelivered", "call"), bool),
     **dict.fromkeys(("sent", "error", "callbacks"), list),
     "services": dict,
+    "about": dict,
 }
 _NEEDED = {HANDLED: ("cid", "service", "took_ms"), DEAD: (), SENT: (), DAEMON: ("state",)}
 
@@ -75,29 +77,27 @@ def event_stream(max_age: float, max_bytes: int, segment_bytes: int) -> Queue:
 
 def expanded(row: Sequence[Any]) -> Event | None:
     """A row as the event that it stands for; None if it is none."""
-    match row:
-        case [
-            "h",
-            int(t),
-            str(cid),
-            str(service),
-            int(took),
-            None | str() as source,
-            None | str() as parent,
-            None | str() as reply,
-        ] if 0 <= t <= LATEST and 0 <= took <= LATEST:
-            event: Event = {"event": HANDLED, "t": t, "cid": cid, "service": service, "took_ms": took / 1000}
-            if source is not None:
-                event["source"] = source
-            if parent is not None:
-                event["parent"] = parent
-            if reply is not None:
-                event["reply"] = reply
-            return event
-        case ["s", int(t), str(cid), str(target), list() | tuple() as callbacks] if 0 <= t <= LATEST:
+    if len(row) == 8 and row[0] == HANDLED_ROW:
+        _, t, cid, service, took, source, parent, reply = row
+        if not (_is_time(t) and type(cid) is type(service) is str and _is_time(took)):
+            return None
+        event: Event = {"event": HANDLED, "t": t, "cid": cid, "service": service, "took_ms": took / 1000}
+        for name, value in (("source", source), ("parent", parent), ("reply", reply)):
+            if value is not None:
+                if type(value) is not str:
+                    return None
+                event[name] = value
+        return event
+    if len(row) == 5 and row[0] == SENT_ROW:
+        _, t, cid, target, callbacks = row
+        if _is_time(t) and type(cid) is type(target) is str and isinstance(callbacks, (list, tuple)):
             event = {"event": SENT, "t": t, "cid": cid, "target": target}
             return event | {"callbacks": callbacks} if callbacks else event
     return None
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LATEST
 
 
 def is_number(value: Any) -> bool:

@@ -73,11 +73,11 @@ async def story(batches: AsyncIterator[Batch], cid: str) -> Story:
             events += told if isinstance(told, int) else 0
             if since is None:
                 since = min((one["t"] for one in _parsed(_text(batch.message))), default=None)
-        found, is_cut = _tree(spool, cid)
-    return Story(_root(found, cid), since, events, is_cut)
+        found, is_cut = _found(spool, cid)
+    return Story(tree(found, cid), since, events, is_cut)
 
 
-def _tree(spool: IO[bytes], cid: str) -> tuple[list[Event], bool]:
+def _found(spool: IO[bytes], cid: str) -> tuple[list[Event], bool]:
     """The events of all that is connected with a CID."""
     known = {cid}
     while True:
@@ -149,8 +149,8 @@ def sent_of(event: Event) -> Iterator[Sent]:
                 yield Sent(at, target, cid, rest[0] if rest and is_number(rest[0]) else None)
 
 
-def _root(events: list[Event], cid: str) -> Step | None:
-    """The steps that the events tell of, put together; None if they tell of none."""
+def tree(events: list[Event], cid: str) -> Step | None:
+    """The steps that the events tell of, put together, and the one at their root; None if they tell of none."""
     steps: dict[str, Step] = {}
     parents: dict[str, str] = {}
 

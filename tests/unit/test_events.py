@@ -31,9 +31,10 @@ from broker.protocol.events import (
 )
 from broker.protocol.message import Message, Publishing
 from broker.recording import recorder as recorder_module
+from broker.recording.histogram import Histogram
 from broker.recording.reading import Batch, read
 from broker.recording.recorder import BATCH, MOST, MOST_UNCONFIRMED, Recorder
-from broker.recording.summary import Summary, percentile
+from broker.recording.summary import MOST_SECONDS, Summary
 from broker.recording.trace import Step, Story, story
 from broker.transport.memory import MemoryBroker, MemoryConnection
 from tests.support import run, until
@@ -254,16 +255,39 @@ def test_the_last_minute() -> None:
         outcome = {"outcome": "error"} if number < 5 else {}
         summary.add({"event": HANDLED, "t": now, "cid": "c", "service": "a", "took_ms": float(number), **outcome}, "w1")
     summary.add({"event": HANDLED, "t": now - 61 * second, "cid": "c", "service": "old", "took_ms": 1}, "w1")
-    for writer, age, state in (("w1", 4, "lives"), ("w2", 16, "lives"), ("w3", 16, "stopped"), ("w4", 130, "lives")):
+    for writer, age, state in (("w1", 4, "lives"), ("w2", 16, "lives"), ("w3", 16, "stopped"), ("w4", 3601, "lives")):
         services = {"a": [1, 2, 50, "x"]}
         summary.add({"event": DAEMON, "t": now - age * second, "state": state, "services": services}, writer)
     (a,) = [one for one in summary.services(now) if one.name == "a"]
-    assert (round(a.rate, 2), a.p50, a.p95, a.failures, a.running, a.waiting, a.daemons) == (1.67, 50, 95, 5, 1, 2, 1)
+    assert (round(a.rate, 2), a.failures, a.running, a.waiting, a.daemons) == (1.67, 5, 1, 2, 1)
+    assert (a.p50, a.p95, a.p99) == (
+        pytest.approx(49, rel=0.05),
+        pytest.approx(94, rel=0.05),
+        pytest.approx(98, rel=0.05),
+    )
     assert [(one.name, one.silent) for one in summary.daemons(now)] == [("w1", False), ("w2", True), ("w3", False)]
 
 
-def test_percentiles() -> None:
-    assert (percentile([], 0.5), percentile([3.0], 0.95), percentile([2.0, 1.0], 0.5)) == (None, 3.0, 2.0)
+@given(st.lists(st.floats(0.002, 1e7), min_size=1), st.floats(0, 1))
+def test_percentiles_are_right_to_five_percent(times: list[float], share: float) -> None:
+    histogram = Histogram()
+    for ms in times:
+        histogram.add(ms)
+    (found,) = Histogram.loads(histogram.dumps()).percentiles([share])
+    assert found == pytest.approx(sorted(times)[int(share * (len(times) - 1))], rel=0.05)
+
+
+def test_of_nothing_there_are_no_percentiles() -> None:
+    assert Histogram().percentiles((0.5, 0.95)) == [None, None]
+
+
+def test_what_is_old_is_gone_through_in_bounded_memory() -> None:
+    summary = Summary()
+    for second in range(100_000):
+        summary.add_handling(second * 1_000_000, "a", 1.0, failed=False)
+    assert len(summary._seconds) <= MOST_SECONDS
+    (a,) = summary.services(100_000 * 1_000_000)
+    assert a.rate == pytest.approx(1, abs=0.05)
 
 
 class Published:

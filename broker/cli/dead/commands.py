@@ -13,8 +13,9 @@ import typer
 from broker.cli.console import Config, Debug, counted, quiet_settings
 from broker.cli.dead.options import All, Cids, NewerThan, OlderThan, Reasons, Services, chosen_by, needed
 from broker.cli.dead.text import HEADER, shown, summary, table_row
-from broker.cli.dead.visiting import confirmed, each, take
+from broker.cli.dead.visiting import each, take
 from broker.errors import NotAcceptedError
+from broker.handling import dead_letters
 from broker.log import escaped
 from broker.protocol.deadletters import DeadLetter
 
@@ -89,12 +90,9 @@ def replay(
     async def publish(dead: DeadLetter, connection: Any) -> bool:
         if not chosen.matches(dead, now):
             return False
-        publishing = dead.replayed(callback_queue, datetime.now(UTC))
+        await pause()
         try:
-            if publishing is None:
-                raise NotAcceptedError("nothing in it says which queue it was for")
-            await pause()
-            await confirmed(connection, publishing)
+            await dead_letters.replay(connection, dead, callback_queue)
         except NotAcceptedError as error:
             kept[str(error)] = kept.get(str(error), 0) + 1
             return False

@@ -17,7 +17,8 @@ import typer
 
 from broker.cli.console import Config, Debug, counted, progress
 from broker.cli.dead.options import NewerThan, OlderThan, Reasons, Services, chosen_by
-from broker.cli.dead.visiting import confirmed, connected, each
+from broker.cli.dead.visiting import connected, each
+from broker.handling.dead_letters import confirmed
 from broker.protocol import archive
 from broker.protocol.deadletters import DeadLetter
 from broker.protocol.message import Publishing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,16 +9,12 @@ from pathlib import Path
 import typer
 
 from broker.cli.console import counted, progress, quiet_settings
-from broker.errors import BrokerUnavailableError, alarm_note
 from broker.protocol.deadletters import DeadLetter
-from broker.protocol.message import Message, Publishing
+from broker.protocol.message import Message
 from broker.protocol.names import DEAD_LETTERS
 from broker.transport.browsing import walk
 from broker.transport.factory import create
 from broker.transport.interface import Connection
-
-CONFIRM_TIMEOUT = 30.0
-"""Seconds."""
 
 
 @asynccontextmanager
@@ -31,22 +26,6 @@ async def connected(config: Path | None) -> AsyncIterator[Connection]:
         yield connection
     finally:
         await connection.close()
-
-
-async def confirmed(connection: Connection, publishing: Publishing) -> None:
-    """Publish, and wait for the broker's confirm.
-
-    Raises:
-        NotAcceptedError: the broker refused it.
-        BrokerUnavailableError: the connection ended, or nothing was confirmed for too long.
-    """
-    try:
-        async with asyncio.timeout(CONFIRM_TIMEOUT):
-            await connection.publish(publishing)
-    except TimeoutError:
-        raise BrokerUnavailableError(
-            f"RabbitMQ has confirmed nothing for {CONFIRM_TIMEOUT:g} s{alarm_note(connection.blocked)}"
-        ) from None
 
 
 async def each(config: Path | None, visit: Callable[[DeadLetter], Awaitable[bool]]) -> int:

@@ -133,7 +133,12 @@ def _tables(summary: Summary, ready: dict[str, int | None], sort: str) -> Group:
         state = Text("silent", style="bold red") if one.silent else Text(escaped(one.state))
         memory = f"{one.resident / 2**20:,.0f}"
         daemons.add_row(
-            Text(escaped(one.name)), Text(escaped(one.version)), state, f"{one.services}", memory, f"{one.lag_ms:g}"
+            Text(escaped(one.name)),
+            Text(escaped(one.version)),
+            state,
+            f"{len(one.services)}",
+            memory,
+            f"{one.lag_ms:g}",
         )
     return Group(services, daemons)
 
