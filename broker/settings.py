@@ -178,6 +178,14 @@ class MetricsSection(Section):
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
 
 
+class WebSection(Section):
+    """The page of `ackback web`. Without a password it is served to this machine alone."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8023
+    password: Annotated[SecretStr | None, Field(min_length=1)] = None
+
+
 class Settings(BaseSettings):
     """The whole configuration. Get it from `load`."""
 
@@ -196,6 +204,7 @@ class Settings(BaseSettings):
     idempotency: IdempotencySection = IdempotencySection()
     events: EventsSection = EventsSection()
     metrics: MetricsSection = MetricsSection()
+    web: WebSection = WebSection()
     defaults: ServiceOptions = ServiceOptions()
     service: dict[str, ServiceOptions] = {}
 

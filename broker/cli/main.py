@@ -21,6 +21,7 @@ from broker.cli.record.top import top
 from broker.cli.record.trace import trace
 from broker.cli.run import run
 from broker.cli.services import services
+from broker.cli.web import web
 from broker.errors import AckbackError, ConfigurationError, RemoteError, ServiceDefinitionError
 
 app = typer.Typer(
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (run, send, call, services, check, migrate, trace, events, top, asyncapi, init, health):
+for command in (run, send, call, services, check, migrate, trace, events, top, web, asyncapi, init, health):
     app.command()(command)
 app.add_typer(dead.app)
 

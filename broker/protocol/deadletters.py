@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from broker.protocol import headers as h
 from broker.protocol.message import Message, Publishing
@@ -25,7 +27,23 @@ from broker.protocol.outcomes import (
 REASONS = ("error", "rejected", "invalid", "expired", "delivery-limit", "no-callback", "unroutable", "too-large")
 
 _DEAD = frozenset({DEAD_REASON, DEAD_SERVICE, DEAD_ATTEMPTS, DEAD_AT, DEAD_ERROR, DEAD_ORIGINAL})
+MAX_KIND = 200
+"""Characters of an error that tell kinds of dead letters apart."""
+_VARIABLE = re.compile(r"""'[^']*'|"[^"]*"|\b(?=[0-9a-fA-F-]*\d)[0-9a-fA-F-]{8,}\b|\d+""")
 _DEATHS = ("x-death", "x-first-death-", "x-last-death-")
+
+
+class Kind(NamedTuple):
+    """Dead letters of one service that died of the same error, its numbers and names left aside."""
+
+    service: str
+    reason: str
+    title: str
+    detail: str
+
+    @property
+    def key(self) -> str:
+        return hashlib.blake2s("\0".join(self).encode("utf-8", "replace"), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +71,18 @@ class DeadLetter:
             _object(headers.get(DEAD_ERROR)),
             replace(message, headers=headers),
         )
+
+    @property
+    def key(self) -> str:
+        """Tells it apart from the others, also from those with the same CID, and stays the same however often it is looked at."""
+        what = (self.cid, self.reason, self.service, str(self.at), str(self.message.message_id))
+        return hashlib.blake2s("\0".join(what).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+    @property
+    def kind(self) -> Kind:
+        """What it has in common with others that died of the same."""
+        title, detail = (str(self.error.get(name, ""))[:MAX_KIND] for name in ("title", "detail"))
+        return Kind(self.service, self.reason, title, _VARIABLE.sub("…", detail))
 
     def age(self, now: datetime) -> timedelta | None:
         return None if self.at is None else now - self.at

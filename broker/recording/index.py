@@ -195,6 +195,13 @@ class Index:
     def close(self) -> None:
         self._db.close()
 
+    def remake(self, why: object) -> None:
+        """Put the file aside, which has turned out to be unusable, and begin a new one."""
+        self._db.close()
+        put_aside(self.path, why)
+        self._db = opened(self.path)
+        self._names.clear()
+
     @property
     def place(self) -> Place:
         return Place(*self._db.execute("SELECT position, writer, number FROM place").fetchone())
@@ -361,7 +368,7 @@ class Index:
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             for table in ("events", "mentions", "marks", "minutes", "daemons", "about"):
-                self._db.execute(f"DELETE FROM {table}")  # noqa: S608
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 # nosec B608
             self._db.execute("UPDATE place SET position = -1, writer = '', number = 0")
 
 

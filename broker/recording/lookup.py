@@ -59,6 +59,10 @@ class Lookup:
         self._path = path
         self._threads = threading.local()
 
+    def reopen(self) -> None:
+        """The file is another one now."""
+        self._threads = threading.local()
+
     def _db(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._threads, "connection", None)
         if connection is None:
@@ -77,8 +81,10 @@ class Lookup:
 
     def services(self) -> list[str]:
         """The names of all services that something is recorded of, handled or requested."""
-        names = self._db().execute("SELECT name FROM names WHERE id IN (SELECT DISTINCT service FROM minutes)")
-        return sorted(name for (name,) in names)
+        names = self._db().execute(
+            "SELECT name FROM names n WHERE EXISTS (SELECT 1 FROM events WHERE service = n.id) ORDER BY name"
+        )
+        return [name for (name,) in names]
 
     def story(self, cid: str) -> tuple[Step | None, bool]:
         """The tree that a CID belongs to, and whether it is cut."""
@@ -94,11 +100,13 @@ class Lookup:
         return tree([events[number] for number in sorted(events)], cid), bool(new)
 
     def _mentioning(self, cid: str) -> list[Found]:
-        rows = self._db().execute(
-            _SELECT + " WHERE e.id IN (SELECT event FROM mentions WHERE cid = ? LIMIT ?)",
-            (packed(cid), MOST_INVOCATIONS),
+        return self._select(
+            "e.id IN (SELECT event FROM mentions WHERE cid = ? LIMIT ?)", (packed(cid), MOST_INVOCATIONS)
         )
-        return [_found(row) for row in rows]
+
+    def _select(self, where: str, values: Iterable[Any]) -> list[Found]:
+        """The events for which a condition made of this file's constants holds."""
+        return [_found(row) for row in self._db().execute(f"{_SELECT} WHERE {where}", tuple(values))]  # nosec B608
 
     def beginning_with(self, text: str, limit: int) -> list[str]:
         """CIDs that begin so, in no particular order."""
@@ -137,8 +145,7 @@ class Lookup:
             # Events are nearly in the order of time, and marks say where in it: whole marks may be passed over.
             where += ["e.t >= ?", "e.id >= coalesce((SELECT max(event) FROM marks WHERE t < ?), 0)"]
             values += [wanted.since, wanted.since]
-        query = _SELECT + f" WHERE {' AND '.join(where)} ORDER BY e.id DESC LIMIT ?"
-        return [_found(row) for row in self._db().execute(query, (*values, limit))]
+        return self._select(f"{' AND '.join(where)} ORDER BY e.id DESC LIMIT ?", (*values, limit))
 
     def minutes(self, since: int, service: str | None = None) -> dict[str, list[Minute]]:
         """What was handled in which minute from `since` (in minutes since 1970) on, by service."""

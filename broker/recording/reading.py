@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from broker.errors import AckbackError, ConnectionLostError, InvalidInputError
 from broker.protocol.events import EVENTS, Event, inflated, parsed
@@ -68,7 +68,7 @@ async def read(connection: Connection, offset: Offset = "first", *, follow: bool
     if seen is None:
         raise NoRecordError
     # RabbitMQ counts what is on a stream some seconds after the fact: none counted may still be some.
-    end = -1 if follow else await _offset_of_last(connection, FIRST_PATIENCE if seen.ready else SILENCE)
+    end = -1 if follow else await offset_of(connection, "last", FIRST_PATIENCE if seen.ready else SILENCE)
     if end < 0 and not follow:
         return
     arrived: asyncio.Queue[Delivery | str] = asyncio.Queue()
@@ -93,12 +93,10 @@ async def read(connection: Connection, offset: Offset = "first", *, follow: bool
         await consumer.cancel()
 
 
-async def _offset_of_last(connection: Connection, patience: float) -> int:
-    """An offset in the last chunk of the stream; -1 if nothing of it comes within so many seconds."""
+async def offset_of(connection: Connection, place: Literal["first", "last"], patience: float = FIRST_PATIENCE) -> int:
+    """The offset of the stream's first message, or of one in its last chunk; -1 if nothing comes within so many seconds."""
     arrived: asyncio.Queue[Delivery | None] = asyncio.Queue()
-    consumer = await connection.consume(
-        EVENTS, 1, arrived.put_nowait, lambda _: arrived.put_nowait(None), offset="last"
-    )
+    consumer = await connection.consume(EVENTS, 1, arrived.put_nowait, lambda _: arrived.put_nowait(None), offset=place)
     try:
         async with asyncio.timeout(patience):
             delivery = await arrived.get()

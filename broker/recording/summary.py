@@ -87,6 +87,8 @@ class Summary:
     def __init__(self) -> None:
         self._seconds: dict[int, dict[str, Tally]] = {}
         self._daemons: dict[str, _Life] = {}
+        self.last: dict[str, int] = {}
+        """When the last handling of each service ended."""
 
     def add(self, event: Event, writer: str) -> None:
         if event["event"] == HANDLED:
@@ -97,6 +99,7 @@ class Summary:
             self._daemons[writer] = _Life(event["t"], event)
 
     def add_handling(self, t: int, service: str, took_ms: float, failed: bool) -> None:
+        self.last[service] = max(t, self.last.get(service, 0))
         second = self._seconds.setdefault(t // 1_000_000, {})
         if len(self._seconds) > MOST_SECONDS:
             del self._seconds[min(self._seconds)]

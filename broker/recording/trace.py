@@ -196,3 +196,18 @@ def _topmost(steps: dict[str, Step], parents: dict[str, str], cid: str) -> Step 
         cid = parent
         above.add(cid)
     return steps[cid]
+
+
+def as_values(step: Step) -> dict[str, Any]:
+    """The tree as values for JSON."""
+    return {
+        "cid": step.cid,
+        "target": step.target,
+        "source": step.source,
+        "requested": step.requested,
+        "delay": step.delay,
+        "callbacks": step.callbacks,
+        "handlings": step.handlings,
+        "dead": step.dead,
+        "children": [as_values(child) for child in step.children],
+    }

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from broker.cli.record.lines import line
-from broker.cli.record.tree import drawn, span
+from broker.cli.record.tree import drawn
 from broker.errors import ConnectionLostError, InvalidInputError, NotAcceptedError
 from broker.protocol.events import (
     DAEMON,
@@ -34,6 +34,7 @@ from broker.recording import recorder as recorder_module
 from broker.recording.histogram import Histogram
 from broker.recording.reading import Batch, read
 from broker.recording.recorder import BATCH, MOST, MOST_UNCONFIRMED, Recorder
+from broker.recording.spans import span
 from broker.recording.summary import MOST_SECONDS, Summary
 from broker.recording.trace import Step, Story, story
 from broker.transport.memory import MemoryBroker, MemoryConnection

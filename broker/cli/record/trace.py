@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from broker.cli.console import FAILED, Config, Debug, quiet_settings, tell
 from broker.cli.record.options import AsJson, Since, beginning, on_record
 
 if TYPE_CHECKING:
-    from broker.recording.trace import Step, Story
+    from broker.recording.trace import Story
 
 
 PAPER = 1000
@@ -45,7 +45,9 @@ def trace(
             )
         raise typer.Exit(FAILED)
     if as_json:
-        typer.echo(json.dumps(_as_json(found.root), default=str))
+        from broker.recording.trace import as_values
+
+        typer.echo(json.dumps(as_values(found.root), default=str))
     else:
         from rich.console import Console
 
@@ -66,17 +68,3 @@ async def _story(config: Path | None, cid: str, since: str | None) -> Story:
         return await story(read(connection, begin or "first"), cid)
 
     return await on_record(settings, look)
-
-
-def _as_json(step: Step) -> dict[str, Any]:
-    return {
-        "cid": step.cid,
-        "target": step.target,
-        "source": step.source,
-        "requested": step.requested,
-        "delay": step.delay,
-        "callbacks": step.callbacks,
-        "handlings": step.handlings,
-        "dead": step.dead,
-        "children": [_as_json(child) for child in step.children],
-    }

@@ -1,0 +1,221 @@
+"""The application: paths, and what answers at each. Pages are rendered in threads; actions run on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.routing import Match, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from broker.protocol.names import DEAD_LETTERS
+from broker.web import actions, api, text, views
+from broker.web.guard import TOKEN, Guard, Tokens, form_of
+from broker.web.metrics import metrics
+from broker.web.site import Site
+from broker.web.views import Page
+
+View = Callable[[Site, Request], Page]
+OF_DEAD_LETTERS = (
+    views.failures,
+    views.group,
+    views.failure,
+    views.confirm_group,
+    views.confirm_one,
+    views.invocation,
+    views.service,
+)
+"""Before these, the dead letters are looked through, should they have changed."""
+PAGES: tuple[tuple[str, View], ...] = (
+    ("/", views.overview),
+    ("/services/{name:path}", views.service),
+    ("/failures", views.failures),
+    ("/failures/groups/{kind}", views.group),
+    ("/failures/groups/{kind}/confirm-drop", views.confirm_group),
+    ("/failures/{key}", views.failure),
+    ("/failures/{key}/confirm-drop", views.confirm_one),
+    ("/jobs/{number:int}", views.job),
+    ("/invocations", views.invocations),
+    ("/invocations/{cid:path}", views.invocation),
+    ("/daemons", views.daemons),
+)
+ACTIONS: tuple[tuple[str, actions.Action], ...] = (
+    ("/failures/groups/{kind}/replay", actions.replay_group),
+    ("/failures/groups/{kind}/drop", actions.drop_group),
+    ("/failures/{key}/replay", actions.replay_one),
+    ("/failures/{key}/drop", actions.drop_one),
+    ("/jobs/{number:int}/stop", actions.stop_job),
+    ("/invoke/{name:path}", actions.invoke),
+)
+PING_EVERY = 15.0
+"""Seconds without news after which a comment is sent, so that nothing in between takes the connection for dead."""
+
+
+class Pages:
+    """Renders pages, whole or only what of them is live."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._environment = Environment(
+            loader=PackageLoader("broker.web"),
+            autoescape=True,
+            finalize=text.shown,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {
+            name: getattr(text, name)
+            for name in ("block", "field", "micros", "millis", "rate", "clock", "exactly", "size", "count", "indented")
+        }
+        self._environment.filters["path"] = lambda part: Markup(quote(str(part), safe=""))  # noqa: S704 - no character of it is markup any more
+        self._shared: dict[tuple[str, str], tuple[int, str]] = {}
+        self.routes = [Route(path, self._endpoint(view), name=view.__name__) for path, view in PAGES]
+        self.actions = [Route(path, self._action(action), methods=["POST"]) for path, action in ACTIONS]
+        self._views = {view.__name__: view for _, view in PAGES}
+
+    def _endpoint(self, view: View) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            return await self._answer(request, await self._page(view, request))
+
+        return answer
+
+    async def _page(self, view: View, request: Request) -> Page:
+        if view in OF_DEAD_LETTERS:
+            await self._site.dead.look(self._marker())
+        return await run_in_threadpool(view, self._site, request)
+
+    def _marker(self) -> object:
+        """Changes when the dead letters do."""
+        seen = self._site.queues.states.get(DEAD_LETTERS)
+        return (seen.ready if seen else 0, self._site.follower.dead_letters)
+
+    def _action(self, action: actions.Action) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            form = await form_of(request)
+            self._site.tokens.check(request, form.get(TOKEN, ""))
+            if self._site.is_read_only:
+                raise HTTPException(403, "This page is for reading only (--read-only), so nothing was done.")
+            result = await action(self._site, request, form)
+            return await self._answer(request, result) if isinstance(result, Page) else result
+
+        return answer
+
+    async def _answer(self, request: Request, page: Page) -> Response:
+        session = self._site.tokens.session(request)
+        html = await run_in_threadpool(self._render, request, page, session, live=False)
+        response = HTMLResponse(html, page.status)
+        Tokens.remember(response, session)
+        return response
+
+    def _render(self, request: Request, page: Page, session: str, *, live: bool) -> str:
+        key = (page.template, "live" if live else "")
+        number = self._site.board.moment.number
+        if page.is_shared and (kept := self._shared.get(key)) is not None and kept[0] == number:
+            return kept[1]
+        html = self._environment.get_template(page.template).render(
+            page.context,
+            layout="live.html" if live else "layout.html",
+            site=self._site,
+            moment=self._site.board.moment,
+            token=self._site.tokens.token(session),
+            here=request.url.path,
+            query=request.query_params,
+        )
+        if page.is_shared:
+            self._shared[key] = number, html
+        return html
+
+    async def problem(self, request: Request, error: Exception) -> Response:
+        """An error as a page, or as JSON to who asks for that."""
+        status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+        if request.url.path.startswith("/api/"):
+            return api.problem(status, detail)
+        if status == 500:
+            detail = "The page has failed; its log says why."
+        return await self._answer(request, Page("problem.html", {"status": status, "detail": detail}, status))
+
+    async def live(self, request: Request) -> Response:
+        """Server-sent events: what of the page at `at` is live, whenever it has changed."""
+        at, _, query = request.query_params.get("at", "/").partition("?")
+        scope = {
+            **request.scope,
+            "path": at,
+            "raw_path": at.encode("utf-8", "replace"),
+            "query_string": query.encode("utf-8", "replace"),
+            "root_path": "",
+        }
+        for route in self.routes:
+            match, child = route.matches(scope)
+            if match is Match.FULL:
+                inner = Request({**scope, **child})
+                return StreamingResponse(
+                    self._changes(self._views[route.name], inner),
+                    media_type="text/event-stream",
+                    headers={"cache-control": "no-store"},
+                )
+        raise HTTPException(404, "There is no such page.")
+
+    async def _changes(self, view: View, request: Request) -> AsyncIterator[str]:
+        before = ""
+        loop = asyncio.get_running_loop()
+        told = loop.time()
+        while True:
+            try:
+                page = await self._page(view, request)
+                html = await run_in_threadpool(
+                    self._render, request, page, self._site.tokens.session(request), live=True
+                )
+            except HTTPException as error:
+                html = str(Markup('<p class="note" id="live-gone" data-live>{}</p>').format(error.detail))
+            if html != before:
+                before, told = html, loop.time()
+                yield "data: " + re.sub(r"\r\n|\r|\n", "\ndata: ", html) + "\n\n"
+            elif loop.time() - told > PING_EVERY:
+                told = loop.time()
+                yield ": nothing new\n\n"
+            await self._site.board.next()
+
+
+def application(site: Site, password: str | None) -> Guard:
+    """Everything, guarded."""
+    pages = Pages(site)
+
+    @asynccontextmanager
+    async def alive(_: Starlette) -> AsyncIterator[None]:
+        async with site.alive():
+            yield
+
+    handlers: Mapping[Any, Any] = {HTTPException: pages.problem, 500: pages.problem}
+    app = Starlette(
+        routes=[
+            *pages.actions,
+            *pages.routes,
+            Route("/live", pages.live),
+            *api.routes(site),
+            Route("/metrics", partial(metrics, site)),
+            Route("/healthz", partial(health, site)),
+            Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
+        ],
+        exception_handlers=handlers,
+        lifespan=alive,
+    )
+    return Guard(app, password)
+
+
+async def health(site: Site, request: Request) -> Response:
+    """200 while the stream is being read."""
+    problem = site.follower.problem
+    return Response(f"{problem or 'ok'}\n", 503 if problem else 200, media_type="text/plain")
