@@ -17,7 +17,7 @@ demo: .venv/core
 
 test: .venv/dev .venv-bench/done lint
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m $(PYTEST) tests/unit tests/contract tests/integration tests/faults
+	$(BIN)/coverage run -m $(PYTEST) tests/unit tests/contract tests/integration tests/web tests/faults
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --skip-empty
 

@@ -106,16 +106,19 @@ def opened(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         raise NotWritableError(f"{path} cannot be written: {error}") from None
     except sqlite3.DatabaseError as error:
-        put_aside(path, error)
+        try:
+            put_aside(path, error)
+        except OSError as refused:
+            raise NotWritableError(f"{path} cannot be written: {error}, and {refused.strerror}") from None
         return _opened(path)
 
 
 def put_aside(path: Path, why: object) -> None:
     """Give an unusable file another name."""
     aside = path.with_name(f"{path.name}.{int(time.time())}.unusable")
+    path.rename(aside)
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    path.rename(aside)
     logger.warning(
         "%s cannot be used as an index (%s): it is %s now, and the index is made anew", path, why, aside.name
     )

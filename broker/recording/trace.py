@@ -56,8 +56,8 @@ class Story:
 
 
 def begun(handled: Event) -> int:
-    """When a handling began, in µs since 1970."""
-    return max(0, int(handled["t"] - handled["took_ms"] * 1000))
+    """When a handling began, in µs since 1970; what takes no time is when it is."""
+    return max(0, int(handled["t"] - handled.get("took_ms", 0) * 1000))
 
 
 async def story(batches: AsyncIterator[Batch], cid: str) -> Story:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
@@ -78,7 +78,18 @@ class Pages:
         )
         self._environment.filters |= {
             name: getattr(text, name)
-            for name in ("block", "field", "micros", "millis", "rate", "clock", "exactly", "size", "count", "indented")
+            for name in (
+                "block",
+                "field",
+                "micros",
+                "millis",
+                "decimal",
+                "clock",
+                "exactly",
+                "size",
+                "count",
+                "indented",
+            )
         }
         self._environment.filters["path"] = lambda part: Markup(quote(str(part), safe=""))  # noqa: S704 - no character of it is markup any more
         self._shared: dict[tuple[str, str], tuple[int, str]] = {}
@@ -133,6 +144,7 @@ class Pages:
             token=self._site.tokens.token(session),
             here=request.url.path,
             query=request.query_params,
+            is_live=page.is_live,
         )
         if page.is_shared:
             self._shared[key] = number, html
@@ -152,10 +164,9 @@ class Pages:
         at, _, query = request.query_params.get("at", "/").partition("?")
         scope = {
             **request.scope,
-            "path": at,
+            "path": unquote(at),
             "raw_path": at.encode("utf-8", "replace"),
             "query_string": query.encode("utf-8", "replace"),
-            "root_path": "",
         }
         for route in self.routes:
             match, child = route.matches(scope)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from broker.protocol.events import DEAD
 from broker.recording.lookup import Minute
 from broker.recording.spans import span
 from broker.recording.summary import Tally
@@ -93,7 +94,8 @@ def _round(value: float) -> float:
 
 
 def _ages(minutes: int) -> list[str]:
-    return [*(span(int(minutes * (4 - at) / 4 * 60e6)) + " ago" for at in range(4)), "now"]
+    unit, one = ("min", 1) if minutes <= 120 else ("h", 60) if minutes <= 2880 else ("days", 1440)
+    return [*(f"{minutes * (4 - at) / 4 / one:g} {unit} ago" for at in range(4)), "now"]
 
 
 def _line(values: Sequence[float | None], top: float) -> str:
@@ -170,19 +172,22 @@ def _add(rows: list[Row], step: Step, depth: int, start: int, scale: float, now:
     ready = None if step.requested is None else step.requested + int((step.delay or 0) * 1e6)
     again: dict[object, int] = {}
     is_first = True
-    for one in step.handlings:
-        began, service = begun(one), one["service"]
-        since = again.pop(service, ready)
-        bars = [bar(str(one.get("outcome", "ok")), began, one["t"])]
-        if since is not None and began > since:
-            bars.insert(0, bar("waits", since, began))
-        waited = None if since is None else max(0, began - since)
-        rows.append(Row("handled", depth, step, one, bars, began - start, waited, is_first))
-        if "retry_in" in one:
-            again[service] = one["t"] + int(one["retry_in"] * 1e6)
-        ready, is_first = one["t"], False
-    for one in step.dead:
-        rows.append(Row("dead", depth, step, one, [bar("error", one["t"], one["t"])], one["t"] - start, None, is_first))
+    for one in sorted((*step.handlings, *step.dead), key=begun):
+        if one["event"] == DEAD:
+            bars, waited, began = [bar("error", one["t"], one["t"])], None, one["t"]
+        else:
+            began, service = begun(one), one["service"]
+            since = again.pop(service, ready)
+            bars = [bar(str(one.get("outcome", "ok")), began, one["t"])]
+            if since is not None and began > since:
+                bars.insert(0, bar("waits", since, began))
+            waited = None if since is None else max(0, began - since)
+            if "retry_in" in one:
+                again[service] = one["t"] + int(one["retry_in"] * 1e6)
+            ready = one["t"]
+        rows.append(
+            Row("dead" if one["event"] == DEAD else "handled", depth, step, one, bars, began - start, waited, is_first)
+        )
         is_first = False
     if is_first:
         since = step.begun

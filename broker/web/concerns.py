@@ -102,7 +102,7 @@ def _of_several_versions(daemons: Iterable[DaemonLine]) -> Iterator[Concern]:
 def _dead_letters(queues: Mapping[str, QueueState | None]) -> Iterator[Concern]:
     state = queues.get(DEAD_LETTERS)
     if state and state.ready:
-        yield Concern(ODD, "dead letters", f"{state.ready:,} of them, with the reason", "/failures")
+        yield Concern(ODD, "dead letters", f"{state.ready:,} to be replayed or dropped", "/failures")
 
 
 def _messages(number: int) -> str:

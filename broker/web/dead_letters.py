@@ -28,7 +28,7 @@ MAX_BODY = 65_536
 MAX_HEADER = 4_096
 """Characters of a header, likewise."""
 FRESH = 2.0
-"""Seconds for which what was seen is believed, whatever may have happened since."""
+"""Seconds for which what was seen is believed, whatever has happened since; ten times what it took to look, if that is longer."""
 BELIEVED = 60.0
 """Seconds for which it is believed if nothing tells that it has changed."""
 PATIENCE = 3.0
@@ -93,6 +93,7 @@ class DeadLetters:
         self._transport = transport
         self._looking: asyncio.Task[None] | None = None
         self._marker: object = None
+        self._took = 0.0
         self._lock = threading.Lock()
         self._db = _database()
 
@@ -103,7 +104,8 @@ class DeadLetters:
     async def look(self, marker: object) -> None:
         """See to it that what is known is new: `marker` is something that changes when they do. Waits a moment for that, not for long."""
         age = time.time() - self.as_of
-        if not self.is_looking and (age > BELIEVED or (age > FRESH and marker != self._marker)):
+        fresh = min(max(FRESH, 10 * self._took), BELIEVED)
+        if not self.is_looking and (age > BELIEVED or (age > fresh and marker != self._marker)):
             self._marker = marker
             self._looking = asyncio.ensure_future(self._look_through())
         if self._looking is not None:
@@ -117,7 +119,7 @@ class DeadLetters:
         await self.look(object())
 
     async def _look_through(self) -> None:
-        db = _database()
+        db, began = _database(), time.monotonic()
         rows: list[tuple[Any, ...]] = []
 
         async def visited(message: Message) -> bool:
@@ -144,7 +146,7 @@ class DeadLetters:
             before, self._db = self._db, db
             before.close()
         self.kinds, self.count = kinds, sum(one.number for one in kinds)
-        self.as_of, self.problem = time.time(), None
+        self.as_of, self.problem, self._took = time.time(), None, time.monotonic() - began
 
     def rows(self, kind: str, limit: int, offset: int = 0) -> list[Row]:
         """Those of one kind, the newest first."""

@@ -35,7 +35,7 @@ class Queues:
         due = [name for name in names if now - self._missing.get(name, -MISSING_EVERY) >= MISSING_EVERY]
         for name, state in zip(due, await asyncio.gather(*map(connection.look_at, due)), strict=True):
             self.states[name] = state
-            if state is None:
+            if state is None and name != DEAD_LETTERS:
                 self._missing[name] = now
             else:
                 self._missing.pop(name, None)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import ipaddress
+import logging
+import os
 import resource
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -49,6 +52,7 @@ def serve(settings: Settings, index: Path | None, *, read_only: bool) -> None:
         )
     listening = _listening(section.host, section.port)
     with listening, _index(index) as opened:
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         gc.set_threshold(GC_THRESHOLD, 20, 50)
         _allow_many_files()
         app = application(Site(settings, opened, read_only=read_only), password)
@@ -63,6 +67,8 @@ def serve(settings: Settings, index: Path | None, *, read_only: bool) -> None:
         )
         host = f"[{section.host}]" if ":" in section.host else section.host
         logger.info("the page is at http://%s:%d/", host, listening.getsockname()[1])
+        for number in (signal.SIGINT, signal.SIGTERM):  # which it raises once more when it has ended
+            signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run([listening])
 
 
@@ -80,8 +86,9 @@ def _listening(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ConfigurationError(
-            f"[web] port: {host}:{port} cannot be listened on: {error.strerror or error}; --port names another"
+            f"[web] port: {host}:{port} cannot be listened on: {reason}; --port names another"
         ) from None
     listening.setblocking(False)
     return listening

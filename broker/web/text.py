@@ -68,17 +68,13 @@ def micros(value: int) -> str:
 
 
 def millis(value: float | None) -> str:
-    """Milliseconds for a column: three digits or so."""
-    if value is None:
-        return NOTHING
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    """Milliseconds for a column."""
+    return NOTHING if value is None else decimal(value)
 
 
-def rate(value: float) -> str:
-    """Of a second."""
-    if value == 0:
-        return "0"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.3g}"
+def decimal(value: float) -> str:
+    """A number for a column, with as many decimals as tell something."""
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def clock(value: int | float) -> str:

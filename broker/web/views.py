@@ -39,12 +39,13 @@ OUTCOMES = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`is_shared`: it is the same for everybody who looks at it at one moment."""
+    """`is_shared`: it is the same for everybody who looks at it at one moment. `is_live`: it shows what changes by itself."""
 
     template: str
     context: dict[str, Any] = field(default_factory=dict)
     status: int = 200
     is_shared: bool = False
+    is_live: bool = False
 
 
 def overview(site: Site, request: Request) -> Page:
@@ -53,11 +54,11 @@ def overview(site: Site, request: Request) -> Page:
     services = [
         (one, moment.ready(one.name), charts.spark(moment.trends.get(one.name, []), minute)) for one in moment.services
     ]
-    return Page("overview.html", {"services": services}, is_shared=True)
+    return Page("overview.html", {"services": services}, is_shared=True, is_live=True)
 
 
 def daemons(site: Site, request: Request) -> Page:
-    return Page("daemons.html", is_shared=True)
+    return Page("daemons.html", is_shared=True, is_live=True)
 
 
 def service(site: Site, request: Request, entered: dict[str, str] | None = None, problem: str = "") -> Page:
@@ -95,6 +96,7 @@ def service(site: Site, request: Request, entered: dict[str, str] | None = None,
             "convention": callback_name(name),
         },
         status=422 if problem else 200,
+        is_live=True,
     )
 
 
@@ -118,14 +120,14 @@ def _grouped(failures: list[Found]) -> list[tuple[str, str, int, Event]]:
 
 
 def failures(site: Site, request: Request) -> Page:
-    return Page("failures.html", {"kinds": site.dead.kinds[: LISTED * 5], "jobs": list(site.jobs)[:10]})
+    return Page("failures.html", {"kinds": site.dead.kinds[: LISTED * 5], "jobs": list(site.jobs)[:10]}, is_live=True)
 
 
 def group(site: Site, request: Request) -> Page:
     kin = kin_of(site, request)
     page = _page_number(request)
     rows = site.dead.rows(kin.kind.key, LISTED, (page - 1) * LISTED)
-    return Page("group.html", {"kin": kin, "rows": rows, "page": page, "pages": -(-kin.number // LISTED)})
+    return Page("group.html", {"kin": kin, "rows": rows, "page": page, "pages": -(-kin.number // LISTED)}, is_live=True)
 
 
 def kin_of(site: Site, request: Request) -> Kin:
@@ -247,7 +249,7 @@ def job(site: Site, request: Request) -> Page:
     found = site.jobs.get(request.path_params["number"])
     if found is None:
         raise HTTPException(404, "Nothing is known of this: the page has been started again since, or it was long ago.")
-    return Page("job.html", {"job": found})
+    return Page("job.html", {"job": found}, is_live=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,14 +289,13 @@ def invocation(site: Site, request: Request) -> Page:
     root, is_cut = site.lookup.story(cid)
     dead = site.dead.of_cids(_cids(root) if root else {cid})
     if root is None:
-        since = site.lookup.since()
-        return Page(
-            "unknown.html", {"cid": cid, "since": since, "count": site.lookup.count(), "dead": dead}, status=404
-        )
+        known = {"cid": cid, "since": site.lookup.since(), "count": site.lookup.count(), "dead": dead}
+        return Page("unknown.html", known, status=404, is_live=True)
     drawn = charts.timeline(root, site.board.moment.now)
     return Page(
         "invocation.html",
         {"cid": cid, "root": root, "drawn": drawn, "is_cut": is_cut or drawn.is_cut, "dead": _by_cid(dead)},
+        is_live=True,
     )
 
 

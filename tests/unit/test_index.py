@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +221,24 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"index\.db is another program's database"):
         Index(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_may_only_be_read_is_said() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "index.db"
+        Index(path).close()
+        path.chmod(0o444)
+        Path(folder).chmod(0o755)
+        if is_root := os.geteuid() == 0:  # who may write everywhere
+            os.seteuid(65534)
+        try:
+            with pytest.raises(
+                NotWritableError, match="index.db cannot be written: attempt to write a readonly database"
+            ):
+                Index(path)
+        finally:
+            if is_root:
+                os.seteuid(0)
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:

@@ -29,9 +29,11 @@ const show = (html) => {
   }
 };
 
-const source = new EventSource("/live?at=" + encodeURIComponent(location.pathname + location.search));
-source.onmessage = (event) => show(event.data);
-addEventListener("pagehide", () => source.close());
+if (document.querySelector("[data-live-page]")) {
+  const source = new EventSource("/live?at=" + encodeURIComponent(location.pathname + location.search));
+  source.onmessage = (event) => show(event.data);
+  addEventListener("pagehide", () => source.close());
+}
 
 for (const form of document.querySelectorAll("form[data-json]")) {
   const field = form.elements[form.dataset.json];
