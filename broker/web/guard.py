@@ -20,7 +20,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "ackback"
-TOKEN = "token"  # nosec B105 - a form's field  # noqa: S105
+TOKEN = "token"  # noqa: S105 # nosec B105
+"""A form's field."""
 MAX_FORM = 1_048_576
 MAX_FIELDS = 100
 OPEN = ("/healthz",)
