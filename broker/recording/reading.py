@@ -94,20 +94,29 @@ async def read(connection: Connection, offset: Offset = "first", *, follow: bool
 
 
 async def offset_of(connection: Connection, place: Literal["first", "last"], patience: float = FIRST_PATIENCE) -> int:
-    """The offset of the stream's first message, or of one in its last chunk; -1 if nothing comes within so many seconds."""
+    """The offset of the stream's first message, or of the first of its last chunk; -1 if nothing comes within so many seconds."""
+    found = await batch_at(connection, place, patience)
+    return -1 if found is None else found.offset
+
+
+async def batch_at(connection: Connection, place: Offset, patience: float = FIRST_PATIENCE) -> Batch | None:
+    """The first batch from there on; None if nothing comes within so many seconds."""
     arrived: asyncio.Queue[Delivery | None] = asyncio.Queue()
-    consumer = await connection.consume(EVENTS, 1, arrived.put_nowait, lambda _: arrived.put_nowait(None), offset=place)
+    consumer = await connection.consume(
+        EVENTS, WINDOW, arrived.put_nowait, lambda _: arrived.put_nowait(None), offset=place
+    )
     try:
         async with asyncio.timeout(patience):
-            delivery = await arrived.get()
+            while (delivery := await arrived.get()) is not None:
+                delivery.ack()
+                batch = _batch(delivery.message)
+                if not isinstance(place, int) or batch.offset >= place:
+                    return batch
     except TimeoutError:
-        return -1
+        pass
     finally:
         await consumer.cancel()
-    if delivery is None:
-        return -1
-    delivery.ack()
-    return _batch(delivery.message).offset
+    return None
 
 
 def _batch(message: Message) -> Batch:

@@ -39,6 +39,8 @@ OF_DEAD_LETTERS = (
     views.service,
 )
 """Before these, the dead letters are looked through, should they have changed."""
+SHARED = (views.overview, views.daemons)
+"""These are the same for all who look at one moment, and made once for them."""
 PAGES: tuple[tuple[str, View], ...] = (
     ("/", views.overview),
     ("/services/{name:path}", views.service),
@@ -92,21 +94,47 @@ class Pages:
             )
         }
         self._environment.filters["path"] = lambda part: quote(str(part), safe="")
-        self._shared: dict[tuple[str, str], tuple[int, str]] = {}
+        self._shared: dict[tuple[View, bool], tuple[int, str]] = {}
+        self._sharing = asyncio.Lock()
         self.routes = [Route(path, self._endpoint(view), name=view.__name__) for path, view in PAGES]
         self.actions = [Route(path, self._action(action), methods=["POST"]) for path, action in ACTIONS]
         self._views = {view.__name__: view for _, view in PAGES}
 
     def _endpoint(self, view: View) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
-            return await self._answer(request, await self._page(view, request))
+            session = self._site.tokens.session(request)
+            html, status = await self._html(view, request, session, live=False)
+            return self._response(html, status, session)
 
         return answer
 
-    async def _page(self, view: View, request: Request) -> Page:
+    @staticmethod
+    def _response(html: str, status: int, session: str) -> Response:
+        response = HTMLResponse(html, status)
+        Tokens.remember(response, session)
+        return response
+
+    async def _html(self, view: View, request: Request, session: str, *, live: bool) -> tuple[str, int]:
+        """A page, or what of it is live, and the status to answer with."""
+        if view in SHARED and not request.url.query:
+            async with self._sharing:
+                kept = self._shared.get((view, live))
+                if kept is None or kept[0] != self._site.board.moment.number:
+                    number = self._site.board.moment.number
+                    html, _ = await self._html_of_one(view, request, session, live=live)
+                    kept = self._shared[view, live] = number, html
+            return kept[1], 200
+        return await self._html_of_one(view, request, session, live=live)
+
+    async def _html_of_one(self, view: View, request: Request, session: str, *, live: bool) -> tuple[str, int]:
         if view in OF_DEAD_LETTERS:
             await self._site.dead.look(self._marker())
-        return await run_in_threadpool(view, self._site, request)
+
+        def made() -> tuple[str, int]:
+            page = view(self._site, request)
+            return self._render(request, page, session, live=live), page.status
+
+        return await run_in_threadpool(made)
 
     def _marker(self) -> object:
         """Changes when the dead letters do."""
@@ -127,16 +155,10 @@ class Pages:
     async def _answer(self, request: Request, page: Page) -> Response:
         session = self._site.tokens.session(request)
         html = await run_in_threadpool(self._render, request, page, session, live=False)
-        response = HTMLResponse(html, page.status)
-        Tokens.remember(response, session)
-        return response
+        return self._response(html, page.status, session)
 
     def _render(self, request: Request, page: Page, session: str, *, live: bool) -> str:
-        key = (page.template, "live" if live else "")
-        number = self._site.board.moment.number
-        if page.is_shared and (kept := self._shared.get(key)) is not None and kept[0] == number:
-            return kept[1]
-        html = self._environment.get_template(page.template).render(
+        return self._environment.get_template(page.template).render(
             page.context,
             layout="live.html" if live else "layout.html",
             site=self._site,
@@ -146,9 +168,6 @@ class Pages:
             query=request.query_params,
             is_live=page.is_live,
         )
-        if page.is_shared:
-            self._shared[key] = number, html
-        return html
 
     async def problem(self, request: Request, error: Exception) -> Response:
         """An error as a page, or as JSON to who asks for that."""
@@ -180,15 +199,12 @@ class Pages:
         raise HTTPException(404, "There is no such page.")
 
     async def _changes(self, view: View, request: Request) -> AsyncIterator[str]:
-        before = ""
+        before, session = "", self._site.tokens.session(request)
         loop = asyncio.get_running_loop()
         told = loop.time()
         while True:
             try:
-                page = await self._page(view, request)
-                html = await run_in_threadpool(
-                    self._render, request, page, self._site.tokens.session(request), live=True
-                )
+                html, _ = await self._html(view, request, session, live=True)
             except HTTPException as error:
                 html = str(Markup('<p class="note" id="live-gone" data-live>{}</p>').format(error.detail))
             if html != before:

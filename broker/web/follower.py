@@ -14,7 +14,7 @@ from broker.errors import AckbackError, ConnectionLostError
 from broker.protocol.events import DEAD, EVENTS
 from broker.recording.index import Index, Place
 from broker.recording.lookup import Lookup
-from broker.recording.reading import REMEMBERED, Batch, NoRecordError, events_of, offset_of, read
+from broker.recording.reading import REMEMBERED, Batch, NoRecordError, batch_at, events_of, offset_of, read
 from broker.recording.summary import WINDOW, Summary
 from broker.transport.interface import Connection, Offset
 
@@ -79,8 +79,10 @@ class Follower:
             raise NoRecordError
         place = await self.on_thread(lambda: self._index.place)
         self._end = await offset_of(connection, "last", SILENCE)
-        if -1 < self._end < place.offset:
-            place = await self.on_thread(self._begin_anew)
+        if place.offset >= 0:
+            found = await batch_at(connection, place.offset)
+            if found is None or (found.offset == place.offset and (found.writer, found.number) != place[1:]):
+                place = await self.on_thread(self._begin_anew)
         self.problem = None
         self.progress = 0.0 if place.offset < self._end else None
         return place
@@ -117,9 +119,6 @@ class Follower:
         # Some batches that are in the index already are read again, so that those are known that their writer repeats.
         begin: Offset = max(0, place.offset - REMEMBERED) if place.offset >= 0 else "first"
         async for batch in read(connection, begin, follow=True):
-            if batch.offset == place.offset and (batch.writer, batch.number) != place[1:]:
-                await self.on_thread(self._begin_anew)
-                raise ConnectionLostError("the stream is another one than before: it is read from its beginning")
             if batch.offset > place.offset:
                 await batches.put(batch)
 

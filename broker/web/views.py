@@ -39,12 +39,11 @@ OUTCOMES = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`is_shared`: it is the same for everybody who looks at it at one moment. `is_live`: it shows what changes by itself."""
+    """`is_live`: it shows what changes by itself."""
 
     template: str
     context: dict[str, Any] = field(default_factory=dict)
     status: int = 200
-    is_shared: bool = False
     is_live: bool = False
 
 
@@ -54,11 +53,11 @@ def overview(site: Site, request: Request) -> Page:
     services = [
         (one, moment.ready(one.name), charts.spark(moment.trends.get(one.name, []), minute)) for one in moment.services
     ]
-    return Page("overview.html", {"services": services}, is_shared=True, is_live=True)
+    return Page("overview.html", {"services": services}, is_live=True)
 
 
 def daemons(site: Site, request: Request) -> Page:
-    return Page("daemons.html", is_shared=True, is_live=True)
+    return Page("daemons.html", is_live=True)
 
 
 def service(site: Site, request: Request, entered: dict[str, str] | None = None, problem: str = "") -> Page:
@@ -70,7 +69,7 @@ def service(site: Site, request: Request, entered: dict[str, str] | None = None,
     minutes = site.lookup.minutes(minute - charts.SPANS[chosen][0] + 1, name).get(name, [])
     line = next((one for one in moment.services if one.name == name), None)
     about = site.lookup.about(name)
-    failures = site.lookup.search(Search(name, "failed"), GROUPED * 10)
+    failures = site.lookup.search(Search(name, "failed"), GROUPED * 4)
     hosts = [one for one in moment.daemons if one.hosts and name in one.services]
     if line is None and not about and not failures and name not in site.board.names():
         raise HTTPException(404, f"Nothing is known of a service {name!r}.")
