@@ -10,7 +10,7 @@ SEED ?= 1
 # Lint beside the second virtual environment.
 MAKEFLAGS += --jobs=2 --output-sync=target --no-print-directory
 
-.PHONY: demo test lint unit contract matrix bench soak clean
+.PHONY: demo test lint unit contract matrix bench screenshots soak clean
 
 demo: .venv/core
 	@$(BIN)/python tools/demo.py
@@ -41,6 +41,10 @@ matrix:
 
 soak: .venv/dev .venv-bench/done
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
+
+# The pictures of the page in docs/images.
+screenshots: .venv/dev
+	$(BIN)/python tools/screenshots.py
 
 bench: .venv-bench/done
 	.venv-bench/bin/python bench/invocations.py

@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from os import SEEK_END
+from typing import Any, Self
 
 from broker.errors import InvalidInputError
 from broker.protocol.events import DEAD, HANDLED, LATEST, SENT, Event, inflated, is_number, parsed
 from broker.protocol.message import Message
-from broker.recording.reading import Batch
+from broker.recording.reading import Batch, read
+from broker.transport.interface import Connection, Offset
 
 FEW = 8
 """So many CIDs are looked for in a batch's text before it is parsed: with more, parsing is quicker."""
@@ -60,39 +62,73 @@ def begun(handled: Event) -> int:
     return max(0, int(handled["t"] - handled.get("took_ms", 0) * 1000))
 
 
+class Spool:
+    """Batches of the record in a temporary file, to be gone through several times: what belongs to a tree may have been written before what
+    tells so."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this
+        self._events = 0
+        self._since: int | None = None
+        self._known: set[str] = set()
+        self.offset = -1
+        """Of the last batch."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, batch: Batch) -> bool:
+        """Whether it may change the story that was told last."""
+        self._file.seek(0, SEEK_END)
+        self._file.write(len(batch.message.body).to_bytes(4, "big") + batch.message.body)
+        told = batch.message.headers.get("events")
+        self._events += told if isinstance(told, int) else 0
+        self.offset = batch.offset
+        if self._since is None:
+            self._since = min((one["t"] for one in _parsed(_text(batch.message))), default=None)
+        return bool(self._known) and _may_hold(_text(batch.message), self._known)
+
+    def story(self, cid: str) -> Story:
+        """What is known of the invocation with this CID."""
+        self._known = {cid}
+        while True:
+            before = len(self._known)
+            found = [
+                event
+                for text in self._texts()
+                if _may_hold(text, self._known)
+                for event in _connected(_parsed(text), self._known)
+            ]
+            is_cut = len(self._known) > MOST_INVOCATIONS
+            if len(self._known) == before or is_cut:
+                return Story(tree(found, cid), self._since, self._events, is_cut)
+
+    def _texts(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        while size := self._file.read(4):
+            yield _text(Message(self._file.read(int.from_bytes(size, "big"))))
+
+
 async def story(batches: AsyncIterator[Batch], cid: str) -> Story:
-    """Find the tree of the invocation with this CID. The batches are kept in a file meanwhile, as they are gone through several times: what
-    belongs to the tree may have been written before what tells so."""
-    since: int | None = None
-    events = 0
-    with tempfile.TemporaryFile() as spool:
+    """Find the tree of the invocation with this CID."""
+    with Spool() as spool:
         async for batch in batches:
-            body = batch.message.body
-            spool.write(len(body).to_bytes(4, "big") + body)
-            told = batch.message.headers.get("events")
-            events += told if isinstance(told, int) else 0
-            if since is None:
-                since = min((one["t"] for one in _parsed(_text(batch.message))), default=None)
-        found, is_cut = _found(spool, cid)
-    return Story(tree(found, cid), since, events, is_cut)
+            spool.add(batch)
+        return spool.story(cid)
 
 
-def _found(spool: IO[bytes], cid: str) -> tuple[list[Event], bool]:
-    """The events of all that is connected with a CID."""
-    known = {cid}
-    while True:
-        before = len(known)
-        found = [
-            event for text in _texts(spool) if _may_hold(text, known) for event in _connected(_parsed(text), known)
-        ]
-        if len(known) == before or len(known) > MOST_INVOCATIONS:
-            return found, len(known) > MOST_INVOCATIONS
-
-
-def _texts(spool: IO[bytes]) -> Iterator[bytes]:
-    spool.seek(0)
-    while size := spool.read(4):
-        yield _text(Message(spool.read(int.from_bytes(size, "big"))))
+async def stories(connection: Connection, begin: Offset, cid: str) -> AsyncIterator[Story]:
+    """The story as it is now, and again whenever it may have gone on, without end."""
+    with Spool() as spool:
+        async for batch in read(connection, begin):
+            spool.add(batch)
+        yield spool.story(cid)
+        async for batch in read(connection, spool.offset + 1, follow=True):
+            if spool.add(batch):
+                yield spool.story(cid)
 
 
 def _text(message: Message) -> bytes:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -137,6 +138,19 @@ def test_events_that_are_followed(daemon: Process, start: Callable[..., Process]
     following.wait_for(f"(CID {cid})", 2)
 
 
+def test_a_trace_that_is_followed_goes_on(daemon: Process, start: Callable[..., Process], rabbitmq_url: str) -> None:
+    following = start("trace", "order-4711", "--follow")
+    following.wait_for("nothing is known of 'order-4711'")
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        properties = pika.BasicProperties(correlation_id="order-4711")
+        connection.channel().basic_publish("", "shop.order", b"boat", properties)
+    following.wait_for("handled shop.order  ok")
+    following.wait_for("handled shop.price  retried")
+    following.wait_for("callback, of a failure shop.priced")
+    following.signal(signal.SIGINT)
+    assert following.exit_code() == 130
+
+
 def test_top_without_a_terminal_is_one_table(daemon: Process, ackback: Ackback) -> None:
     cid = ackback("send", "shop.order", "boat").stdout.strip()
     traced(ackback, cid, "dead letter")
@@ -151,10 +165,10 @@ def test_top_without_a_terminal_is_one_table(daemon: Process, ackback: Ackback) 
 class Terminal:
     """A command on a terminal of its own."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], *arguments: str) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], *arguments: str, **more: str) -> None:
         self.screen, other = pty.openpty()
         command = [sys.executable, "-m", "broker", *arguments]
-        env = environment | {"TERM": "xterm", "COLUMNS": "120", "LINES": "400"}
+        env = environment | {"TERM": "xterm", "COLUMNS": "120", "LINES": "400"} | more
         self.process = subprocess.Popen(
             command, cwd=folder, env=env, stdin=other, stdout=other, stderr=other, start_new_session=True
         )
@@ -187,8 +201,8 @@ class Terminal:
 def terminal(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
     opened: list[Terminal] = []
 
-    def opener(*arguments: str) -> Terminal:
-        opened.append(Terminal(tmp_path, environment, *arguments))
+    def opener(*arguments: str, **more: str) -> Terminal:
+        opened.append(Terminal(tmp_path, environment, *arguments, **more))
         return opened[-1]
 
     yield opener
@@ -208,6 +222,22 @@ def test_top_on_a_terminal_is_live_and_q_ends_it(
     cid = ackback("send", "shop.order", "boat").stdout.strip()
     traced(ackback, cid, "dead letter")
     top.wait_for(r"shop\.price +\S+ +\S+ +\S+ +2 ")
+    top.press("q")
+    assert top.end() == 0
+
+
+def test_what_does_not_fit_on_the_screen_is_counted(
+    project: Callable[..., Path], start: Callable[..., Process], terminal: Callable[..., Terminal]
+) -> None:
+    services = "".join(
+        f"class S{n}(Service):\n    name = 'service.{n:02}'\n    def handle(self): pass\n" for n in range(40)
+    )
+    project({"many.py": f"from broker import Service\n{services}"})
+    start("run").wait_for("ready: ")
+    top = terminal("top", LINES="24")
+    top.wait_for(r"service\.00 ")
+    top.wait_for(r"… 28 more")
+    assert "service.11" in top.shown and "service.12" not in top.shown
     top.press("q")
     assert top.end() == 0
 

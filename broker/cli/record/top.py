@@ -29,6 +29,10 @@ SORTS: dict[str, tuple[str, Sort]] = {
     "f": ("failures", lambda line, ready: -line.failures),
     "w": ("ready", lambda line, ready: -(ready.get(line.name) or 0)),
 }
+TAKEN = 11
+"""Lines of the screen that are heads, rules, the caption, and what there is more of."""
+MOST_DAEMONS = 8
+"""On a screen."""
 HELP = "n name  r rate  p p95  f failures  w ready  q quit"
 
 
@@ -77,9 +81,10 @@ async def _show(connection: Connection, summary: Summary) -> None:
 
     pressed: asyncio.Queue[str] = asyncio.Queue()
     sort = "n"
-    with _keys(pressed.put_nowait), Live(_tables(summary, {}, sort), screen=True, auto_refresh=False) as screen:
+    with _keys(pressed.put_nowait), Live(screen=True, auto_refresh=False) as screen:
         while True:
-            screen.update(_tables(summary, await _ready(connection, summary), sort), refresh=True)
+            ready = await _ready(connection, summary)
+            screen.update(_tables(summary, ready, sort, screen.console.height), refresh=True)
             with suppress(TimeoutError):
                 async with asyncio.timeout(REDRAW):
                     key = await pressed.get()
@@ -97,7 +102,8 @@ async def _ready(connection: Connection, summary: Summary) -> dict[str, int | No
     return {name: None if one is None else one.ready for name, one in zip(names, seen, strict=True)}
 
 
-def _tables(summary: Summary, ready: dict[str, int | None], sort: str) -> Group:
+def _tables(summary: Summary, ready: dict[str, int | None], sort: str, height: int | None = None) -> Group:
+    """`height` is how many lines there are room for; None: as many as it takes."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -111,7 +117,10 @@ def _tables(summary: Summary, ready: dict[str, int | None], sort: str) -> Group:
     services.add_column("SERVICE")
     for column in ("RATE /s", "p50 ms", "p95 ms", "FAILED /min", "READY", "WAITING", "RUNNING", "DAEMONS"):
         services.add_column(column, justify="right")
-    for line in sorted(summary.services(_now()), key=lambda one: key(one, ready)):
+    lives = summary.daemons(_now())
+    lines = sorted(summary.services(_now()), key=lambda one: key(one, ready))
+    room = len(lines) if height is None else max(3, height - TAKEN - min(len(lives), MOST_DAEMONS))
+    for line in lines[:room]:
         waiting = ready.get(line.name)
         services.add_row(
             Text(escaped(line.name)),
@@ -129,7 +138,7 @@ def _tables(summary: Summary, ready: dict[str, int | None], sort: str) -> Group:
         daemons.add_column(column)
     for column in ("SERVICES", "MEMORY MiB", "LAG ms"):
         daemons.add_column(column, justify="right")
-    for one in summary.daemons(_now()):
+    for one in lives if height is None else lives[:MOST_DAEMONS]:
         state = Text("silent", style="bold red") if one.silent else Text(escaped(one.state))
         memory = f"{one.resident / 2**20:,.0f}"
         daemons.add_row(
@@ -140,6 +149,10 @@ def _tables(summary: Summary, ready: dict[str, int | None], sort: str) -> Group:
             memory,
             f"{one.lag_ms:g}",
         )
+    if len(lines) > room:
+        services.add_row(Text(f"… {len(lines) - room} more", style="dim"))
+    if height is not None and len(lives) > MOST_DAEMONS:
+        daemons.add_row(Text(f"… {len(lives) - MOST_DAEMONS} more", style="dim"))
     return Group(services, daemons)
 
 

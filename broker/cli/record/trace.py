@@ -25,6 +25,7 @@ def trace(
     cid: Annotated[str, typer.Argument(metavar="CID", show_default=False)],
     as_json: AsJson = False,
     since: Since = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show it again whenever it goes on.")] = False,
     config: Config = None,
     debug: Debug = False,
 ) -> None:
@@ -32,18 +33,27 @@ def trace(
 
     Any CID of a tree finds the whole tree.
     """
+    if follow:
+        asyncio.run(_follow(config, cid, since, as_json=as_json))
+        return
     found = asyncio.run(_story(config, cid, since))
     if found.root is None:
-        from broker.recording.reading import when
-
-        if found.since is None:
-            tell(f"nothing is known of {cid!r}: the record is empty")
-        else:
-            back = when(found.since).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
-            tell(
-                f"nothing is known of {cid!r}: the record goes back to {back}, and has {found.events:,} events since then"
-            )
+        tell(_unknown(found, cid))
         raise typer.Exit(FAILED)
+    _print(found, cid, as_json=as_json)
+
+
+def _unknown(found: Story, cid: str) -> str:
+    from broker.recording.reading import when
+
+    if found.since is None:
+        return f"nothing is known of {cid!r}: the record is empty"
+    back = when(found.since).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
+    return f"nothing is known of {cid!r}: the record goes back to {back}, and has {found.events:,} events since then"
+
+
+def _print(found: Story, cid: str, *, as_json: bool) -> None:
+    assert found.root is not None
     if as_json:
         from broker.recording.trace import as_values
 
@@ -54,6 +64,28 @@ def trace(
         from broker.cli.record.tree import drawn
 
         Console(width=None if sys.stdout.isatty() else PAPER, highlight=False).print(drawn(found, cid))
+
+
+async def _follow(config: Path | None, cid: str, since: str | None, *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from broker.recording.trace import stories
+    from broker.transport.interface import Connection
+
+    async def show(connection: Connection) -> None:
+        number = 0
+        async for found in stories(connection, beginning(since) or "first", cid):
+            if found.root is None:
+                tell(f"{_unknown(found, cid)}; waiting")
+                continue
+            if sys.stdout.isatty() and not as_json:
+                Console().clear()
+            elif number and not as_json:
+                typer.echo()
+            _print(found, cid, as_json=as_json)
+            number += 1
+
+    await on_record(quiet_settings(config), show)
 
 
 async def _story(config: Path | None, cid: str, since: str | None) -> Story:
