@@ -174,6 +174,9 @@ async def main() -> None:
     say(
         f"\nNext: {BOLD}.venv/bin/ackback run{RESET} hosts these services on RabbitMQ; README.md shows how to write your own."
     )
+    say(
+        f"The page, with all of this in a browser: {BOLD}.venv/bin/pip install '.[web]' && .venv/bin/ackback web{RESET}, beside it."
+    )
     daemon.stop()
     await serving
 

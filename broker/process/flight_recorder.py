@@ -44,6 +44,7 @@ class FlightRecorder:
         self._codes: dict[str, str] = {}
         self._about: dict[str, Event] = {}
         self._missing = asyncio.Event()
+        self._is_described = False
         self._told: str | None = None
         self._stopping = False
         self.recorder = Recorder(self._missing.set)
@@ -85,6 +86,7 @@ class FlightRecorder:
         except AckbackError as error:
             self._tell(f"nothing is recorded for `ackback trace` and the page: {error}")
         else:
+            self._is_described = False  # it may be a new one, and what was written before is gone
             self.recorder.flush()
 
     def _tell(self, what: str) -> None:
@@ -104,7 +106,9 @@ class FlightRecorder:
                 return
             due = loop.time() + SIGN_EVERY
             await asyncio.sleep(SIGN_EVERY)
-            self.note("lives", arrivals, lag=loop.time() - due, described=number % DESCRIBED_EVERY == 0)
+            described = number % DESCRIBED_EVERY == 0 or not self._is_described
+            self.note("lives", arrivals, lag=loop.time() - due, described=described)
+            self._is_described = True
 
     def note(self, state: str, arrivals: Arrivals, lag: float = 0.0, *, described: bool = False) -> None:
         """What the daemon does, and how it is; with `described`, what its services are."""

@@ -88,6 +88,9 @@ class Board:
         summary = self._follower.summary
         self._look_at_trends(now)
         services, daemons = summary.services(now), summary.daemons(now)
+        is_current = self._follower.problem is None and self._follower.progress is None
+        if not is_current:  # it is we who have not heard of them
+            daemons = [one._replace(silent=False) for one in daemons]
         waiting = {name for name in self._known if (state := queues.get(name)) and state.ready}
         idle = {*self._trends, *waiting} - {one.name for one in services}
         services += [ServiceLine(name, 0.0, None, None, None, 0, 0, 0, 0) for name in idle]
@@ -99,7 +102,9 @@ class Board:
             tuple(services),
             tuple(daemons),
             queues,
-            tuple(concerns(services, daemons, queues, self._backlogs(services, queues, now), now)),
+            tuple(concerns(services, daemons, queues, self._backlogs(services, queues, now), now))
+            if is_current
+            else (),
             self._trends,
             dead.ready if dead else 0,
             self._follower.problem,

@@ -33,12 +33,12 @@ class _Cluster:
         times = GaugeMetricFamily(
             "ackback_cluster_handling_seconds",
             "How long handlings took, over the last minute.",
-            labels=["service", "quantile"],
+            labels=["service", "percentile"],
         )
         for one in moment.services:
-            for quantile, ms in (("0.5", one.p50), ("0.95", one.p95), ("0.99", one.p99)):
+            for percentile, ms in (("50", one.p50), ("95", one.p95), ("99", one.p99)):
                 if ms is not None:
-                    times.add_metric([one.name, quantile], ms / 1000)
+                    times.add_metric([one.name, percentile], ms / 1000)
         yield times
         ready = {name: state.ready for name, state in moment.queues.items() if state is not None}
         yield _gauge("ready_messages", "Messages ready on a queue.", ready, "queue")

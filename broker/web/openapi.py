@@ -110,8 +110,8 @@ def document() -> dict[str, Any]:
             "schemas": {
                 "Step": _object(
                     cid=_TEXT,
-                    target=_TEXT,
-                    source=_TEXT,
+                    target={"type": ["string", "null"]},
+                    source={"type": ["string", "null"]},
                     requested={"type": ["integer", "null"]},
                     delay=_NUMBER,
                     callbacks=_list(_TEXT),

@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,8 @@ def serve(settings: Settings, index: Path | None, *, read_only: bool) -> None:
     listening = _listening(section.host, section.port)
     with listening, _index(index) as opened:
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        # aio-pika tries to close a connection that was refused when it is collected, which may be in any thread.
+        warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited", RuntimeWarning)
         gc.set_threshold(GC_THRESHOLD, 20, 50)
         _allow_many_files()
         app = application(Site(settings, opened, read_only=read_only), password)
