@@ -29,7 +29,7 @@ REASONS = ("error", "rejected", "invalid", "expired", "delivery-limit", "no-call
 _DEAD = frozenset({DEAD_REASON, DEAD_SERVICE, DEAD_ATTEMPTS, DEAD_AT, DEAD_ERROR, DEAD_ORIGINAL})
 MAX_KIND = 200
 """Characters of an error that tell kinds of dead letters apart."""
-_VARIABLE = re.compile(r"""'[^']*'|"[^"]*"|\b(?=[0-9a-fA-F-]*\d)[0-9a-fA-F-]{8,}\b|\d+""")
+_VARIABLE = re.compile(r"""'[^']*'|"[^"]*"|\b(?=[0-9a-fA-F-]*\d)[0-9a-fA-F-]{8,}\b|\d+(?:[.,:-]\d+)*""")
 _DEATHS = ("x-death", "x-first-death-", "x-last-death-")
 
 

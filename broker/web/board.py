@@ -13,7 +13,7 @@ from broker.protocol.names import DEAD_LETTERS
 from broker.recording.lookup import Lookup, Minute
 from broker.recording.summary import DaemonLine, ServiceLine
 from broker.transport.interface import QueueState
-from broker.web.concerns import Backlog, Concern, concerns
+from broker.web.concerns import Backlog, Concern, concerns, of_the_record
 from broker.web.follower import Follower
 from broker.web.queues import Queues
 
@@ -89,8 +89,11 @@ class Board:
         self._look_at_trends(now)
         services, daemons = summary.services(now), summary.daemons(now)
         is_current = self._follower.problem is None and self._follower.progress is None
-        if not is_current:  # it is we who have not heard of them
+        if is_current:
+            found = concerns(services, daemons, queues, self._backlogs(services, queues, now), now)
+        else:  # it is we who have not heard of them
             daemons = [one._replace(silent=False) for one in daemons]
+            found = [of_the_record(self._follower.problem, self._follower.progress)]
         waiting = {name for name in self._known if (state := queues.get(name)) and state.ready}
         idle = {*self._trends, *waiting} - {one.name for one in services}
         services += [ServiceLine(name, 0.0, None, None, None, 0, 0, 0, 0) for name in idle]
@@ -102,9 +105,7 @@ class Board:
             tuple(services),
             tuple(daemons),
             queues,
-            tuple(concerns(services, daemons, queues, self._backlogs(services, queues, now), now))
-            if is_current
-            else (),
+            tuple(found),
             self._trends,
             dead.ready if dead else 0,
             self._follower.problem,

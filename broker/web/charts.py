@@ -18,6 +18,8 @@ SPANS: Mapping[str, tuple[int, int]] = {"1h": (60, 1), "6h": (360, 5), "1d": (14
 """Minutes that a chart shows, and minutes of each of its columns."""
 TICKS = 4
 MOST_ROWS = 300
+LEAST = 0.25
+"""Percent of a timeline, so that what is short can be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +168,16 @@ def _add(rows: list[Row], step: Step, depth: int, start: int, scale: float, now:
         return
 
     def bar(kind: str, since: int, until: int) -> Bar:
-        width = max(0.25, (until - since) * scale)
-        return Bar(kind, round(min(100 - width, max(0.0, (since - start) * scale)), 3), round(width, 3))
+        left = min(max(0.0, (since - start) * scale), 100 - LEAST)
+        right = min(max(left + LEAST, (until - start) * scale), 100.0)
+        return Bar(kind, round(left, 3), round(right - left, 3))
 
     ready = None if step.requested is None else step.requested + int((step.delay or 0) * 1e6)
     again: dict[object, int] = {}
     is_first = True
     for one in sorted((*step.handlings, *step.dead), key=begun):
         if one["event"] == DEAD:
-            bars, waited, began = [bar("error", one["t"], one["t"])], None, one["t"]
+            bars, waited, began, ready = [bar("error", one["t"], one["t"])], None, one["t"], one["t"]
         else:
             began, service = begun(one), one["service"]
             since = again.pop(service, ready)

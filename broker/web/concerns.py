@@ -54,11 +54,27 @@ def concerns(
     return sorted(found, key=lambda one: one.grade)
 
 
+def of_the_record(problem: str | None, progress: float | None) -> Concern:
+    """Why nothing else can be said."""
+    if problem is not None:
+        return Concern(BAD, "record", f"it is not being read: {problem}", "/daemons")
+    return Concern(
+        ODD, "record", f"it is being read, {100 * (progress or 0.0):.0f} % so far: what is newer is still to come", "/"
+    )
+
+
 def _silent(daemons: Iterable[DaemonLine], now: int) -> Iterator[Concern]:
-    for one in daemons:
-        if one.silent:
-            text = f"{one.name} was last heard of {span(now - one.seen)} ago, and has not said goodbye"
-            yield Concern(BAD, "silent", text, "/daemons")
+    silent = sorted((one for one in daemons if one.silent), key=lambda one: -one.seen)
+    if len(silent) > 1:
+        text = f"{len(silent)} daemons have not been heard of, and have not said goodbye, the last for {_since(silent[0], now)}"
+        yield Concern(BAD, "silent", text, "/daemons")
+    elif silent:
+        text = f"{silent[0].name} was last heard of {_since(silent[0], now)} ago, and has not said goodbye"
+        yield Concern(BAD, "silent", text, "/daemons")
+
+
+def _since(daemon: DaemonLine, now: int) -> str:
+    return span((now - daemon.seen) // 1_000_000 * 1_000_000)
 
 
 def _orphaned(queues: Mapping[str, QueueState | None], daemons: Sequence[DaemonLine]) -> Iterator[Concern]:

@@ -34,6 +34,7 @@ BELIEVED = 60.0
 PATIENCE = 3.0
 """Seconds for which a page waits for what is being looked through."""
 AT_ONCE = 500
+BYTES_AT_ONCE = 8 * 1024 * 1024
 
 _SCHEMA = """
     CREATE TABLE dead (
@@ -120,13 +121,16 @@ class DeadLetters:
 
     async def _look_through(self) -> None:
         db, began = _database(), time.monotonic()
-        rows: list[tuple[Any, ...]] = []
+        messages: list[Message] = []
+        size = 0
 
         async def visited(message: Message) -> bool:
-            rows.append(_row(DeadLetter.of(message)))
-            if len(rows) >= AT_ONCE:
-                _insert(db, rows)
-                await asyncio.sleep(0)
+            nonlocal size
+            messages.append(message)
+            size += len(message.body)
+            if len(messages) >= AT_ONCE or size >= BYTES_AT_ONCE:
+                await asyncio.to_thread(_insert, db, messages)
+                size = 0
             return False
 
         try:
@@ -140,7 +144,7 @@ class DeadLetters:
             self.problem = str(error)
             db.close()
             return
-        _insert(db, rows)
+        await asyncio.to_thread(_insert, db, messages)
         kinds = await asyncio.to_thread(_kinds, db)
         with self._lock:
             before, self._db = self._db, db
@@ -197,11 +201,13 @@ def _database() -> sqlite3.Connection:
     return db
 
 
-def _insert(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+def _insert(db: sqlite3.Connection, messages: list[Message]) -> None:
+    """Take them in, and off the list."""
     db.execute("BEGIN")
+    rows = [_row(DeadLetter.of(message)) for message in messages]
     db.executemany("INSERT INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     db.execute("COMMIT")
-    rows.clear()
+    messages.clear()
 
 
 def _row(dead: DeadLetter) -> tuple[Any, ...]:

@@ -107,7 +107,12 @@ class Jobs:
                 try:
                     await _all_back(connection, job.total)
                     with suppress(_EnoughError):
-                        await walk(connection, DEAD_LETTERS, lambda message: self._visit(job, message, connection))
+                        await walk(
+                            connection,
+                            DEAD_LETTERS,
+                            lambda message: self._visit(job, message, connection),
+                            dead_letters.AT_ONCE,
+                        )
                 finally:
                     await connection.close()
                 job.state = (

@@ -80,6 +80,13 @@ def test_what_is_bad_comes_before_what_is_odd() -> None:
     ]
 
 
+def test_many_that_fell_silent_are_one_line() -> None:
+    found = told(daemons=[daemon("a", age=30), daemon("b", age=20), daemon("c", age=40), daemon("d")])
+    assert found == [
+        ("bad", "silent", "3 daemons have not been heard of, and have not said goodbye, the last for 20 s")
+    ]
+
+
 @given(st.text())
 def test_nothing_that_is_shown_is_markup_or_drives_anything(given_text: str) -> None:
     for shown in (text.shown(given_text), text.block(given_text)):
@@ -167,11 +174,11 @@ def dead(detail: str, service: str = "a", **more: Any) -> DeadLetter:
 
 def test_kinds_of_dead_letters() -> None:
     same = [
-        "no price for 'boat', article 17, order 9f86d081884c7d65",
-        "no price for 'tea', article 4711, order 9f86d081-884c-7d65",
+        "no price for 'boat', article 17, order 9f86d081884c7d65 from 10.0.0.7:5672",
+        "no price for 'tea', article 4,711, order 9f86d081-884c-7d65 from 10.0.0.8:5672",
     ]
     assert len({dead(one).kind.key for one in same}) == 1
-    assert dead(same[0]).kind.detail == "no price for …, article …, order …"
+    assert dead(same[0]).kind.detail == "no price for …, article …, order … from …"
     assert len({dead(one).kind.key for one in ("no price", "no stock")}) == 2
     assert dead("x").kind.key != dead("x", "b").kind.key
     assert dead("x", message_id="1").key != dead("x", message_id="2").key

@@ -147,10 +147,11 @@ class _Pace:
         self._next = time.monotonic()
 
     async def __call__(self) -> None:
-        wait = self._next - time.monotonic()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        self._next = max(self._next, time.monotonic() - self._interval) + self._interval
+        now = time.monotonic()
+        due = max(self._next, now)
+        self._next = due + self._interval
+        if due > now:
+            await asyncio.sleep(due - now)
 
 
 def _nothing(text: str) -> typer.Exit:
