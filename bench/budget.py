@@ -6,6 +6,7 @@ No broker: deliveries are made up, confirms come at once. The least of several r
 from __future__ import annotations
 
 import asyncio
+import importlib
 import struct
 import sys
 import time
@@ -98,7 +99,7 @@ def content_header(message: Message) -> bytes:
 
 
 def show(name: str, microseconds: float) -> None:
-    print(f"{name:<66}{microseconds:>7.1f}")
+    print(f"{name:<101}{microseconds:>7.1f}")
 
 
 def timed(name: str, function: Callable[[], Any], number: int = 20_000) -> None:
@@ -144,6 +145,25 @@ async def never(_: Intake) -> None:
     """Windows stay as they are."""
 
 
+def absent() -> None:
+    """OpenTelemetry is not installed."""
+    sys.modules["opentelemetry"] = None  # type: ignore[assignment]
+
+
+def present() -> None:
+    """OpenTelemetry is installed, and nobody has set a provider."""
+    del sys.modules["opentelemetry"]
+    importlib.import_module("opentelemetry.trace")
+
+
+def provided() -> None:
+    """Spans are made, and go nowhere."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+
+    trace.set_tracer_provider(TracerProvider())
+
+
 async def main() -> None:
     settings = Settings.model_validate({"callbacks": {"queue": "bench.callbacks"}})
     services = registry.register([("", Price), ("", Priced)], settings)
@@ -165,14 +185,20 @@ async def main() -> None:
     timed("the response, serialised", lambda: bodies.encode(quote, returns))
     timed("the reply, made", lambda: outcomes.reply(request, "bench.price", body, "application/json"))
     timed("its frames", lambda: frames.publish(1, "bench.callbacks", request, frames.DEFAULT_FRAME_MAX))
-    for recording, observer in ((", recorded", recorder), (", events off", None)):
+    for variant, observer, opentelemetry in (
+        (", recorded", recorder, absent),
+        (", events off", None, absent),
+        (", events off, OpenTelemetry without a provider", None, present),
+        (", events off, spans", None, provided),
+    ):
+        opentelemetry()
         invoker = Invoker(services, "bench.callbacks", 1 << 24, frozenset(), observer)
         arrivals = Arrivals(invoker, None, never)
         invoker.connection = connection  # type: ignore[assignment]
         in_all = await handled(arrivals, "bench.price", request)
-        show(f"a request in all: decode, handler, reply, confirm, ack{recording}", in_all)
+        show(f"a request in all: decode, handler, reply, confirm, ack{variant}", in_all)
         in_all = await handled(arrivals, "bench.callbacks", connection.reply)
-        show(f"a callback in all: decode, handler, ack{recording}", in_all)
+        show(f"a callback in all: decode, handler, ack{variant}", in_all)
 
 
 if __name__ == "__main__":
