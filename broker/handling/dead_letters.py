@@ -10,8 +10,6 @@ from broker.protocol.deadletters import DeadLetter
 from broker.protocol.message import Publishing
 from broker.transport.interface import Connection
 
-AT_ONCE = 100
-"""Dead letters that are published and not confirmed yet."""
 CONFIRM_TIMEOUT = 30.0
 """Seconds."""
 

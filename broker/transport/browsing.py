@@ -15,13 +15,11 @@ WINDOW = 500
 SILENCE = 3.0
 
 
-async def walk(
-    connection: Connection, queue: str, visit: Callable[[Message], Awaitable[bool]], at_once: int = 1
-) -> None:
-    """Visit once each message that is in a queue now, in order and in bounded memory; `at_once` is how many visits may be under way.
+async def walk(connection: Connection, queue: str, visit: Callable[[Message], Awaitable[bool]]) -> None:
+    """Visit once each message that is in a queue now, in order and in bounded memory.
 
     A message that `visit` returns True for is acknowledged, and so gone. All others are back in the queue once the connection is
-    closed, as are those that were not reached if this is interrupted. If a visit raises, those under way are finished first.
+    closed, as are those that were not reached if this is interrupted.
 
     Raises:
         ConnectionLostError: the connection ended before all were visited.
@@ -31,42 +29,18 @@ async def walk(
     arrived: asyncio.Queue[Delivery | None] = asyncio.Queue()
     connection.lost.add_done_callback(lambda _: arrived.put_nowait(None))
     left_alone = WINDOW
-    visits: set[asyncio.Task[None]] = set()
-
-    async def visited(delivery: Delivery) -> None:
-        nonlocal left_alone
+    while remaining:
+        if left_alone == WINDOW:
+            await connection.consume(queue, WINDOW, arrived.put_nowait, lambda _: arrived.put_nowait(None))
+            left_alone = 0
+        try:
+            delivery = await asyncio.wait_for(arrived.get(), SILENCE)
+        except TimeoutError:
+            return  # somebody else has taken the rest
+        if delivery is None:
+            raise ConnectionLostError("RabbitMQ ended the deliveries")
         if await visit(delivery.message):
             delivery.ack()
         else:
             left_alone += 1
-
-    try:
-        while remaining:
-            if left_alone >= WINDOW:
-                left_alone -= WINDOW
-                await connection.consume(queue, WINDOW, arrived.put_nowait, lambda _: arrived.put_nowait(None))
-            try:
-                delivery = await asyncio.wait_for(arrived.get(), SILENCE)
-            except TimeoutError:
-                break  # somebody else has taken the rest
-            if delivery is None:
-                raise ConnectionLostError("RabbitMQ ended the deliveries")
-            if at_once == 1:
-                await visited(delivery)
-            else:
-                visits.add(asyncio.ensure_future(visited(delivery)))
-                await _room(visits, at_once)
-            remaining -= 1
-        await _room(visits, 1)
-    finally:
-        if visits:
-            await asyncio.gather(*visits, return_exceptions=True)
-
-
-async def _room(visits: set[asyncio.Task[None]], most: int) -> None:
-    """Wait until fewer than so many are under way."""
-    while len(visits) >= most:
-        done, _ = await asyncio.wait(visits, return_when=asyncio.FIRST_COMPLETED)
-        for one in done:
-            visits.discard(one)
-            one.result()
+        remaining -= 1

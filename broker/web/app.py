@@ -62,6 +62,8 @@ ACTIONS: tuple[tuple[str, actions.Action], ...] = (
     ("/jobs/{number:int}/stop", actions.stop_job),
     ("/invoke/{name:path}", actions.invoke),
 )
+GONE = Markup('<div id="live" data-live><p class="note">{}</p></div>')
+"""What takes the place of what is not there any more."""
 PING_EVERY = 15.0
 """Seconds without news after which a comment is sent, so that nothing in between takes the connection for dead."""
 
@@ -206,7 +208,7 @@ class Pages:
             try:
                 html, _ = await self._html(view, request, session, live=True)
             except HTTPException as error:
-                html = str(Markup('<p class="note" id="live-gone" data-live>{}</p>').format(error.detail))
+                html = str(GONE.format(error.detail))
             if html != before:
                 before, told = html, loop.time()
                 yield "data: " + re.sub(r"\r\n|\r|\n", "\ndata: ", html) + "\n\n"

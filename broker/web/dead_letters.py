@@ -28,7 +28,7 @@ MAX_BODY = 65_536
 MAX_HEADER = 4_096
 """Characters of a header, likewise."""
 FRESH = 2.0
-"""Seconds for which what was seen is believed, whatever has happened since; ten times what it took to look, if that is longer."""
+"""Seconds for which what was seen is believed, whatever has happened since; twice what it took to look, if that is longer."""
 BELIEVED = 60.0
 """Seconds for which it is believed if nothing tells that it has changed."""
 PATIENCE = 3.0
@@ -105,7 +105,7 @@ class DeadLetters:
     async def look(self, marker: object) -> None:
         """See to it that what is known is new: `marker` is something that changes when they do. Waits a moment for that, not for long."""
         age = time.time() - self.as_of
-        fresh = min(max(FRESH, 10 * self._took), BELIEVED)
+        fresh = min(max(FRESH, 2 * self._took), BELIEVED)
         if not self.is_looking and (age > BELIEVED or (age > fresh and marker != self._marker)):
             self._marker = marker
             self._looking = asyncio.ensure_future(self._look_through())

@@ -107,12 +107,7 @@ class Jobs:
                 try:
                     await _all_back(connection, job.total)
                     with suppress(_EnoughError):
-                        await walk(
-                            connection,
-                            DEAD_LETTERS,
-                            lambda message: self._visit(job, message, connection),
-                            dead_letters.AT_ONCE,
-                        )
+                        await walk(connection, DEAD_LETTERS, lambda message: self._visit(job, message, connection))
                 finally:
                     await connection.close()
                 job.state = (

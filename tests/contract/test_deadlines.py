@@ -10,8 +10,8 @@ import pytest
 from pamqp.commands import Connection
 
 from broker import AsyncClient, Client, ConfirmTimeoutError, Service
-from broker.cli.dead import visiting
 from broker.errors import BrokerUnavailableError
+from broker.handling import dead_letters
 from broker.protocol import headers as h
 from broker.protocol.message import Message, Publishing
 from broker.transport.amqp import AmqpTransport
@@ -67,14 +67,14 @@ def test_a_blocking_client_waits_no_longer_either() -> None:
 
 
 def test_commands_for_dead_letters_wait_no_longer_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visiting, "CONFIRM_TIMEOUT", 0.1)
+    monkeypatch.setattr(dead_letters, "CONFIRM_TIMEOUT", 0.1)
     broker = MemoryBroker()
 
     async def test() -> None:
         async with running(broker) as daemon:
             broker.block()
             with pytest.raises(BrokerUnavailableError, match=r"nothing for 0.1 s \(RabbitMQ has raised an alarm"):
-                await visiting.confirmed(daemon.connection, Publishing(daemon.callback_queue, Message()))
+                await dead_letters.confirmed(daemon.connection, Publishing(daemon.callback_queue, Message()))
             broker.unblock()
 
     run(test())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
 import os
 import re
@@ -100,7 +102,9 @@ class Stack:
     """A Compose project of its own name, with ports that nobody uses."""
 
     def __init__(self, file: str) -> None:
-        self.ports = {name: free_port() for name in ("AMQP_PORT", "AMQP_PORT_1", "AMQP_PORT_2", "AMQP_PORT_3")}
+        self.ports = {
+            name: free_port() for name in ("AMQP_PORT", "AMQP_PORT_1", "AMQP_PORT_2", "AMQP_PORT_3", "WEB_PORT")
+        }
         self.name = f"ackback-test-{self.ports['AMQP_PORT']}"
         self._command = ("docker", "compose", "-p", self.name, "-f", str(ROOT / "compose" / file))
         ports = {name: str(port) for name, port in self.ports.items()}
@@ -145,6 +149,17 @@ def has_image(name: str) -> bool:
     )
 
 
+def page(stack: Stack, password: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", stack.ports["WEB_PORT"], timeout=20)
+    credentials = base64.b64encode(f"me:{password}".encode()).decode()
+    try:
+        connection.request("GET", "/", headers={"Authorization": f"Basic {credentials}"})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
 @pytest.mark.parametrize("stack", ["compose.yaml"], indirect=True)
 def test_the_image_is_built_and_two_daemons_answer(stack: Stack) -> None:
     file = str(ROOT / "compose" / "Dockerfile")
@@ -159,6 +174,8 @@ def test_the_image_is_built_and_two_daemons_answer(stack: Stack) -> None:
     assert stack.exec("daemon", "ackback", "health") == "ok\n"
     assert stack("ps", "--format", "{{.Service}} {{.Health}}").stdout.count("daemon healthy") == 2
     assert "Read-only file system" in stack.exec("daemon", "touch", "written")
+    assert page(stack, "wrong")[0] == 401
+    wait_until(lambda: "zato.ping" in page(stack, "ackback")[1])
     listing = ("rabbitmqctl", "-q", "list_queues", "name", "consumers")
     wait_until(lambda: "zato.ping\t2\n" in stack.exec("rabbitmq", *listing))
     stack("stop", "daemon")

@@ -14,7 +14,8 @@ from pathlib import Path
 import pika
 import pytest
 
-from tests.integration.conftest import Process, wait_until
+from broker.protocol.events import EVENTS
+from tests.integration.conftest import TIMEOUT, Process, wait_until
 from tests.rabbitmq import Rabbit, free_port
 from tests.support import run
 from tests.web.conftest import Site, basic
@@ -192,6 +193,26 @@ def test_an_index_goes_on_where_it_was(shop: Path, web: Web, start: Start, ackba
         assert again.ask("GET", f"/invocations/{cid}")[0] == 200
         story = again.json(f"/api/invocations/{cid}")
         assert len(story["handlings"]) == 1  # nothing is there twice
+
+
+def test_a_record_that_is_deleted_is_read_anew(
+    shop: Path, web: Web, start: Start, ackback: Ackback, rabbitmq_url: str
+) -> None:
+    start("run").wait_for("ready: ")
+    site = web()
+    before = ackback("send", "shop.order", '{"item": "tea"}').stdout.strip()
+    wait_until(lambda: site.ask("GET", f"/invocations/{before}")[0] == 200)
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        connection.channel().queue_delete(EVENTS)
+    wait_until(lambda: site.ask("GET", f"/invocations/{before}")[0] == 404)
+    after: list[str] = []
+
+    def is_told() -> bool:
+        after.append(ackback("send", "shop.order", '{"item": "tea"}').stdout.strip())
+        return any(site.ask("GET", f"/invocations/{cid}")[0] == 200 for cid in after)
+
+    wait_until(is_told, 2 * TIMEOUT)
+    wait_until(lambda: site.ask("GET", "/healthz")[0] == 200)
 
 
 @pytest.mark.parametrize("place", ["nowhere/index.db", "/proc/version", "."])

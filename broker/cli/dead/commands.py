@@ -147,11 +147,10 @@ class _Pace:
         self._next = time.monotonic()
 
     async def __call__(self) -> None:
-        now = time.monotonic()
-        due = max(self._next, now)
-        self._next = due + self._interval
-        if due > now:
-            await asyncio.sleep(due - now)
+        wait = self._next - time.monotonic()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        self._next = max(self._next, time.monotonic() - self._interval) + self._interval
 
 
 def _nothing(text: str) -> typer.Exit:

@@ -9,7 +9,6 @@ from pathlib import Path
 import typer
 
 from broker.cli.console import counted, progress, quiet_settings
-from broker.handling.dead_letters import AT_ONCE
 from broker.protocol.deadletters import DeadLetter
 from broker.protocol.message import Message
 from broker.protocol.names import DEAD_LETTERS
@@ -58,7 +57,7 @@ async def take(what: str, config: Path | None, visit: Callable[[DeadLetter, Conn
                 return taken
 
             try:
-                await walk(connection, DEAD_LETTERS, visited, AT_ONCE)
+                await walk(connection, DEAD_LETTERS, visited)
             except BaseException:
                 typer.echo(
                     f"interrupted: {counted(done, 'dead letter')} {what}; the rest are where they were", err=True

@@ -29,11 +29,21 @@ const show = (html) => {
   }
 };
 
-if (document.querySelector("[data-live-page]")) {
-  const source = new EventSource("/live?at=" + encodeURIComponent(location.pathname + location.search));
-  source.onmessage = (event) => show(event.data);
-  addEventListener("pagehide", () => source.close());
-}
+// Only while somebody looks: a browser has six connections to a host, for all of its tabs.
+let source = null;
+const listen = () => {
+  const wanted = document.querySelector("[data-live-page]") && document.visibilityState === "visible";
+  if (wanted && !source) {
+    source = new EventSource("/live?at=" + encodeURIComponent(location.pathname + location.search));
+    source.onmessage = (event) => show(event.data);
+  } else if (!wanted && source) {
+    source.close();
+    source = null;
+  }
+};
+document.addEventListener("visibilitychange", listen);
+addEventListener("pagehide", () => source?.close());
+listen();
 
 for (const form of document.querySelectorAll("form[data-json]")) {
   const field = form.elements[form.dataset.json];
