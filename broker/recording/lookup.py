@@ -106,7 +106,7 @@ class Lookup:
 
     def _select(self, where: str, values: Iterable[Any]) -> list[Found]:
         """The events for which a condition made of this file's constants holds."""
-        return [_found(row) for row in self._db().execute(f"{_SELECT} WHERE {where}", tuple(values))]  # nosec B608
+        return [_found(row) for row in self._db().execute(f"{_SELECT} WHERE {where}", tuple(values))]
 
     def beginning_with(self, text: str, limit: int) -> list[str]:
         """CIDs that begin so, in no particular order."""
