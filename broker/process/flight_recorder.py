@@ -97,8 +97,9 @@ class FlightRecorder:
     async def _live(self, arrivals: Arrivals) -> None:
         definitions = [definition for definition, _, _ in arrivals.services()]
         # In a thread, as it takes a moment where there are many services.
-        self._codes = await asyncio.to_thread(lambda: {one.name: code_of(one) for one in definitions})
-        self._about = await asyncio.to_thread(lambda: {one.name: about(one) for one in definitions})
+        self._codes, self._about = await asyncio.to_thread(
+            lambda: ({one.name: code_of(one) for one in definitions}, {one.name: about(one) for one in definitions})
+        )
         self.note("started", arrivals, described=True)
         loop = asyncio.get_running_loop()
         for number in itertools.count(1):

@@ -250,18 +250,19 @@ def test_a_daemon_says_what_it_hosts_and_that_it_stops(transport: Transport) -> 
     order, price = order_and_price()
 
     async def test() -> None:
-        async with running(transport, order, price) as daemon:
-            connection = await transport.connect()
-            daemon.daemon.stop()
-            assert await daemon.serving == 0
+        connection = await transport.connect()
 
-        async def said() -> list[Event]:
+        async def signs_until(state: str) -> list[Event]:
             events = await recorded(connection)
             signs = [one for one in events if one["event"] == "daemon" and order.name in one["services"]]
-            return signs if signs and signs[-1]["state"] == "stopped" else []
+            return signs if any(one["state"] == state for one in signs) else []
 
-        signs = await until(said)
-        assert [one["state"] for one in signs] == ["started", "drains", "stopped"]
+        async with running(transport, order, price) as daemon:
+            await until(lambda: signs_until("started"))
+            daemon.daemon.stop()
+            assert await daemon.serving == 0
+        signs = await until(lambda: signs_until("stopped"))
+        assert [one["state"] for one in signs if one["state"] != "lives"] == ["started", "drains", "stopped"]
         running_, waiting, concurrency, code = signs[0]["services"][order.name]
         assert (running_, waiting, concurrency, len(code)) == (0, 0, 50, 8)
         assert signs[0]["resident"] > 1 << 20
