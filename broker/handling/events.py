@@ -29,15 +29,8 @@ def handled(
     """A handling has ended. `began` is in seconds since 1970."""
     now = time.time()
     headers, published = message.headers, message.timestamp
-    if (
-        outcome.error is None
-        and not sent
-        and not redelivered
-        and outcome is not LATE
-        and h.ATTEMPT not in headers
-        and (published is None or began - published < LONG_AGO)
-    ):
-        return (
+    if outcome.error is None and not sent and not redelivered and outcome is not LATE and h.ATTEMPT not in headers:
+        row = (
             HANDLED_ROW,
             int(now * 1e6),
             message.correlation_id,
@@ -47,6 +40,7 @@ def handled(
             headers.get(h.PARENT),
             headers.get(h.STATUS, h.OK) if is_reply else None,
         )
+        return row if published is None or began - published < LONG_AGO else (*row, published)
     return _handled_in_full(service, message, began, now, outcome, sent, redelivered, is_reply)
 
 

@@ -18,6 +18,8 @@ empty.
 Nearly all events are handlings that went well, and requests: these are not objects but rows, which take half of the time to write:
 
     ["h", t, cid, service, took in µs, source, parent, reply]        ["s", t, cid, target, callbacks]
+
+That of a handling has a ninth member, `published`, if that is long ago.
 """
 
 from __future__ import annotations
@@ -77,8 +79,8 @@ def event_stream(max_age: float, max_bytes: int, segment_bytes: int) -> Queue:
 
 def expanded(row: Sequence[Any]) -> Event | None:
     """A row as the event that it stands for; None if it is none."""
-    if len(row) == 8 and row[0] == HANDLED_ROW:
-        _, t, cid, service, took, source, parent, reply = row
+    if len(row) in (8, 9) and row[0] == HANDLED_ROW:
+        _, t, cid, service, took, source, parent, reply, *rest = row
         if not (_is_time(t) and type(cid) is type(service) is str and _is_time(took)):
             return None
         event: Event = {"event": HANDLED, "t": t, "cid": cid, "service": service, "took_ms": took / 1000}
@@ -87,6 +89,10 @@ def expanded(row: Sequence[Any]) -> Event | None:
                 if type(value) is not str:
                     return None
                 event[name] = value
+        if rest:
+            if not _is_time(rest[0]):
+                return None
+            event["published"] = rest[0]
         return event
     if len(row) == 5 and row[0] == SENT_ROW:
         _, t, cid, target, callbacks = row

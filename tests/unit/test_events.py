@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import random
 import zlib
 from collections.abc import AsyncIterator, Iterable
@@ -379,3 +380,9 @@ def test_the_order_of_batches_is_of_no_account() -> None:
     found = tell(events, "c49")
     assert found.root is not None
     assert found.root.cid == "c0"
+
+
+def test_a_row_may_say_when_its_message_was_published() -> None:
+    rows = [["h", 9, "c", "s", 2, None, None, None, 1], ["h", 9, "c", "s", 2, None, None, None, "1"], ["h", 9]]
+    event = {"event": HANDLED, "t": 9, "cid": "c", "service": "s", "took_ms": 0.002, "published": 1}
+    assert parsed(json.dumps(rows).encode()) == [event]
