@@ -93,7 +93,7 @@ def test_what_ends_every_connection_is_given_up_after_a_few_and_its_neighbours_a
                 # Twice beside others, as a process that loses its connection, and lives, forgives one count; twice by itself.
                 assert found[0].headers["dead-attempts"] == 4
                 # A reply that finds no free slot is passed on, which begins its count again.
-                assert handled[culprit] == 4 or (is_reply and handled[culprit] > 4)
+                assert handled[culprit] == 4 or (is_reply and handled[culprit] <= 6)
                 assert QUARANTINE not in found[0].headers
                 assert not any(graves.of(cid) for cid in cids if cid != culprit)
             await delete_queues(transport, [queue_name(daemon.callback_queue)])

@@ -262,7 +262,7 @@ def test_a_daemon_says_what_it_hosts_and_that_it_stops(transport: Transport) -> 
             daemon.daemon.stop()
             assert await daemon.serving == 0
         signs = await until(lambda: signs_until("stopped"))
-        assert [one["state"] for one in signs if one["state"] != "lives"] == ["started", "drains", "stopped"]
+        assert [one["state"] for one in signs] == ["started", "drains", "stopped"]
         running_, waiting, concurrency, code = signs[0]["services"][order.name]
         assert (running_, waiting, concurrency, len(code)) == (0, 0, 50, 8)
         assert signs[0]["resident"] > 1 << 20
