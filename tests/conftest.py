@@ -16,7 +16,7 @@ import pytest
 # Its reaper is one more image to pull; the fixtures below remove what they start. Read when testcontainers is imported.
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
-from tests.rabbitmq import Rabbit, rabbitmq
+from tests.rabbitmq import Rabbit, install, rabbitmq
 
 # It reports every refused connection at length, also while a broker is only starting.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
@@ -113,6 +113,15 @@ class OfSeveralProcesses:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for what, which in USED.items():
         terminalreporter.write_line(f"{what}: {which}")
+
+
+def install_or_skip(what: str, packages: str, what_to_do: str) -> None:
+    """Install Debian's packages. Where they cannot be had, the summary says that `what` was not tried."""
+    try:
+        install(packages, what_to_do)
+    except RuntimeError as error:
+        USED[what] = f"NOT TRIED: {error}"
+        pytest.skip(str(error))
 
 
 def _note_version(found: Rabbit) -> None:

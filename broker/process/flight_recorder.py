@@ -41,8 +41,7 @@ class FlightRecorder:
     def __init__(self, settings: EventsSection) -> None:
         self._stream = event_stream(settings.max_age, settings.max_bytes, settings.segment_bytes)
         self._self = {"host": socket.gethostname(), "pid": os.getpid(), "version": version("ackback")}
-        self._codes: dict[str, str] = {}
-        self._about: dict[str, Event] = {}
+        self._described: dict[str, tuple[str, Event]] = {}
         self._missing = asyncio.Event()
         self._is_described = False
         self._told: str | None = None
@@ -97,9 +96,7 @@ class FlightRecorder:
     async def _live(self, arrivals: Arrivals) -> None:
         definitions = [definition for definition, _, _ in arrivals.services()]
         # In a thread, as it takes a moment where there are many services.
-        self._codes, self._about = await asyncio.to_thread(
-            lambda: ({one.name: code_of(one) for one in definitions}, {one.name: about(one) for one in definitions})
-        )
+        self._described = await asyncio.to_thread(lambda: {one.name: description_of(one) for one in definitions})
         self.note("started", arrivals, described=True)
         loop = asyncio.get_running_loop()
         for number in itertools.count(1):
@@ -114,7 +111,12 @@ class FlightRecorder:
     def note(self, state: str, arrivals: Arrivals, lag: float = 0.0, *, described: bool = False) -> None:
         """What the daemon does, and how it is; with `described`, what its services are."""
         services = {
-            definition.name: [running, waiting, definition.concurrency, self._codes.get(definition.name)]
+            definition.name: [
+                running,
+                waiting,
+                definition.concurrency,
+                self._described.get(definition.name, (None,))[0],
+            ]
             for definition, running, waiting in arrivals.services()
         }
         self.recorder.note(
@@ -127,7 +129,7 @@ class FlightRecorder:
                 "dropped": self.recorder.dropped,
                 "resident": _resident(),
                 "lag_ms": round(max(lag, 0.0) * 1e3, 1),
-                **({"about": self._about} if described else {}),
+                **({"about": {name: about for name, (_, about) in self._described.items()}} if described else {}),
             }
         )
 
@@ -138,38 +140,31 @@ class FlightRecorder:
             await self.recorder.close()
 
 
-def code_of(definition: ServiceDefinition) -> str:
-    """A few letters that are the same where a service is the same: module, class, and the JSON Schema of its input."""
-    cls = definition.cls
-    what = [f"{cls.__module__}.{cls.__qualname__}", definition.input_type]
-    if definition.takes is not None:
-        with suppress(PydanticInvalidForJsonSchema):
-            what.append(json.dumps(definition.takes.json_schema(), sort_keys=True))
-    return hashlib.blake2s("\n".join(what).encode(), digest_size=4).hexdigest()
-
-
-def about(definition: ServiceDefinition) -> Event:
-    """What somebody who has not got the code wants to know of a service: class, JSON Schemas, how many run at once, attempts."""
-    cls = definition.cls
-    told: Event = {
-        "class": f"{cls.__module__}.{cls.__qualname__}",
+def description_of(definition: ServiceDefinition) -> tuple[str, Event]:
+    """A few letters that are the same where a service is the same (module, class, and the JSON Schema of its input), and what somebody who
+    has not got its code wants to know of it."""
+    place = f"{definition.cls.__module__}.{definition.cls.__qualname__}"
+    schemas = {
+        name: json.dumps(schema, sort_keys=True)
+        for name, adapter in (("takes", definition.takes), ("returns", definition.returns))
+        if adapter is not None and (schema := _schema(adapter)) is not None
+    }
+    about: Event = {
+        "class": place,
         "concurrency": definition.concurrency,
         "attempts": definition.retry.attempts if definition.retry else 1,
+        **({} if definition.timeout is None else {"timeout": definition.timeout}),
+        **{name: json.loads(text) for name, text in schemas.items() if len(text) <= MAX_SCHEMA},
     }
-    if definition.timeout is not None:
-        told["timeout"] = definition.timeout
-    for name, adapter in (("takes", definition.takes), ("returns", definition.returns)):
-        if adapter is not None and (schema := _schema(adapter)) is not None:
-            told[name] = schema
-    return told
+    what = [place, definition.input_type, *([schemas["takes"]] if "takes" in schemas else [])]
+    return hashlib.blake2s("\n".join(what).encode(), digest_size=4).hexdigest(), about
 
 
 def _schema(adapter: TypeAdapter[Any]) -> dict[str, Any] | None:
-    with suppress(PydanticInvalidForJsonSchema):
-        schema = adapter.json_schema()
-        if len(json.dumps(schema)) <= MAX_SCHEMA:
-            return schema
-    return None
+    try:
+        return adapter.json_schema()
+    except PydanticInvalidForJsonSchema:
+        return None
 
 
 def _resident() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,17 @@ _DEAD = frozenset({DEAD_REASON, DEAD_SERVICE, DEAD_ATTEMPTS, DEAD_AT, DEAD_ERROR
 MAX_KIND = 200
 """Characters of an error that tell kinds of dead letters apart."""
 _VARIABLE = re.compile(r"""'[^']*'|"[^"]*"|\b(?=[0-9a-fA-F-]*\d)[0-9a-fA-F-]{8,}\b|\d+(?:[.,:-]\d+)*""")
+_PROPERTIES = (
+    "message_id",
+    "reply_to",
+    "content_type",
+    "content_encoding",
+    "priority",
+    "timestamp",
+    "expiration",
+    "type",
+    "app_id",
+)
 _DEATHS = ("x-death", "x-first-death-", "x-last-death-")
 
 
@@ -83,6 +95,12 @@ class DeadLetter:
         """What it has in common with others that died of the same."""
         title, detail = (str(self.error.get(name, ""))[:MAX_KIND] for name in ("title", "detail"))
         return Kind(self.service, self.reason, title, _VARIABLE.sub("…", detail))
+
+    def properties(self) -> Iterator[tuple[str, Any]]:
+        """The message's own properties that are set, the CID aside."""
+        for name in _PROPERTIES:
+            if (value := getattr(self.message, name)) is not None:
+                yield name, value
 
     def age(self, now: datetime) -> timedelta | None:
         return None if self.at is None else now - self.at

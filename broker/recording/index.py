@@ -83,7 +83,12 @@ def packed(cid: str) -> bytes | str:
         else:
             if found.hex() == cid:
                 return found
-    return cid.encode("utf-8", "replace").decode()
+    return storable(cid)
+
+
+def storable(text: str) -> str:
+    """Text as SQLite can keep it: without halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def unpacked(cid: bytes | str) -> str:
@@ -291,7 +296,7 @@ class Index:
             return None
         found = self._names.get(name)
         if found is None:
-            name = name.encode("utf-8", "replace").decode()
+            name = storable(name)
             self._db.execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
             found = self._names[name] = self._db.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()[0]
         return found
@@ -321,7 +326,7 @@ class Index:
             told = json.dumps({key: value for key, value in event.items() if key != "about"})
             self._db.execute(
                 "INSERT INTO daemons VALUES (?1, ?2, ?3) ON CONFLICT (writer) DO UPDATE SET t = ?2, event = ?3 WHERE t <= ?2",
-                (_text(writer), event["t"], told),
+                (storable(writer), event["t"], told),
             )
 
     def _note_about(self, event: Event) -> None:
@@ -332,7 +337,7 @@ class Index:
             if isinstance(about, dict):
                 self._db.execute(
                     "INSERT OR REPLACE INTO about VALUES (?, ?, ?, ?)",
-                    (_text(name), _text(code), event["t"], json.dumps(about)),
+                    (storable(name), storable(code), event["t"], json.dumps(about)),
                 )
 
     def forget_before(self, offset: int) -> Iterator[int]:
@@ -373,10 +378,6 @@ class Index:
             for table in ("events", "mentions", "marks", "minutes", "daemons", "about"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 # nosec B608
             self._db.execute("UPDATE place SET position = -1, writer = '', number = 0")
-
-
-def _text(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
 
 
 def _mentioned(cid: bytes | str | None, parent: bytes | str | None, event: Event) -> list[bytes | str]:

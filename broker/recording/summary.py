@@ -35,7 +35,7 @@ class ServiceLine(NamedTuple):
 
 class DaemonLine(NamedTuple):
     """One daemon. `state` is what it said last, at `seen` (µs since 1970), `silent` whether it has not been heard of since, and did not say
-    goodbye. `services` has by name what tells code apart (see `flight_recorder.code_of`)."""
+    goodbye. `services` has by name what tells code apart (see `flight_recorder.description_of`)."""
 
     name: str
     host: str

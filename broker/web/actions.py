@@ -75,9 +75,9 @@ async def drop_group(site: Site, request: Request, form: dict[str, str]) -> Resu
 
 
 async def _with_group(site: Site, request: Request, what: What) -> Result:
-    kin = views.kin_of(site, request)
-    key = kin.kind.key
-    job = site.jobs.start(what, views.in_words(kin.kind), kin.number, lambda dead: dead.kind.key == key)
+    group = views.group_of(site, request)
+    key = group.kind.key
+    job = site.jobs.start(what, views.in_words(group.kind), group.number, lambda dead: dead.kind.key == key)
     await site.jobs.wait(job, 0.2)
     return _to(f"/jobs/{job.number}")
 

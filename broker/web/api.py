@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from broker.protocol import archive
 from broker.recording.trace import as_values
-from broker.web import charts, views
+from broker.web import views
 from broker.web.openapi import document
 from broker.web.site import Site
 
@@ -73,8 +73,6 @@ def _services(site: Site, request: Request) -> Any:
 def _service(site: Site, request: Request) -> Any:
     context = views.service(site, request).context
     line, name = context["line"], context["name"]
-    minute = site.board.moment.now // 60_000_000
-    minutes = site.lookup.minutes(minute - charts.SPANS[context["chosen"]][0] + 1, name).get(name, [])
     return {
         "name": name,
         "now": {**line._asdict(), "ready": context["ready"]} if line else None,
@@ -85,7 +83,7 @@ def _service(site: Site, request: Request) -> Any:
                 "failures": one.tally.failures,
                 **dict(zip(("p50", "p95", "p99"), one.tally.times.percentiles((0.5, 0.95, 0.99)), strict=True)),
             }
-            for one in minutes
+            for one in context["minutes"]
         ],
         "about": {code: {**told, "daemons": [one.name for one in hosts]} for code, told, hosts in context["about"]},
         "failures": [
@@ -98,7 +96,7 @@ def _service(site: Site, request: Request) -> Any:
 def _failures(site: Site, request: Request) -> Any:
     kinds = [
         {"key": one.kind.key, **one.kind._asdict(), "count": one.number, "first": one.first, "last": one.last}
-        for one in site.dead.kinds
+        for one in site.dead.groups
     ]
     return {"as_of": site.dead.as_of, "count": site.dead.count, "groups": kinds}
 
@@ -106,7 +104,7 @@ def _failures(site: Site, request: Request) -> Any:
 def _group(site: Site, request: Request) -> Any:
     context = views.group(site, request).context
     return {
-        "count": context["kin"].number,
+        "count": context["group"].number,
         "page": context["page"],
         "pages": context["pages"],
         "dead_letters": [row._asdict() for row in context["rows"]],

@@ -20,6 +20,7 @@ from broker.protocol import archive
 from broker.protocol.deadletters import DeadLetter, Kind
 from broker.protocol.message import Message
 from broker.protocol.names import DEAD_LETTERS
+from broker.recording.index import storable
 from broker.transport.browsing import walk
 from broker.transport.interface import Transport
 
@@ -44,7 +45,7 @@ _SCHEMA = """
 """
 
 
-class Kin(NamedTuple):
+class Group(NamedTuple):
     """`number` is how many dead letters are of one kind; `first` and `last` when they died, in seconds since 1970; None: unknown."""
 
     kind: Kind
@@ -87,7 +88,7 @@ class DeadLetters:
     def __init__(self, transport: Transport) -> None:
         self.as_of = 0.0
         self.count = 0
-        self.kinds: list[Kin] = []
+        self.groups: list[Group] = []
         self.problem: str | None = None
         self.alone = asyncio.Lock()
         """Held by who has them delivered to him."""
@@ -145,11 +146,11 @@ class DeadLetters:
             db.close()
             return
         await asyncio.to_thread(_insert, db, messages)
-        kinds = await asyncio.to_thread(_kinds, db)
+        groups = await asyncio.to_thread(_groups, db)
         with self._lock:
             before, self._db = self._db, db
             before.close()
-        self.kinds, self.count = kinds, sum(one.number for one in kinds)
+        self.groups, self.count = groups, sum(one.number for one in groups)
         self.as_of, self.problem, self._took = time.time(), None, time.monotonic() - began
 
     def rows(self, kind: str, limit: int, offset: int = 0) -> list[Row]:
@@ -168,7 +169,7 @@ class DeadLetters:
             found = self._db.execute(
                 "SELECT key, kind, cid, service, reason, title, detail, at, attempts, size FROM dead"
                 " WHERE cid IN (SELECT value FROM json_each(?)) ORDER BY rowid",
-                (json.dumps(sorted(map(_text, cids))),),
+                (json.dumps(sorted(map(storable, cids))),),
             ).fetchall()
         return [Row(*one) for one in found]
 
@@ -179,8 +180,8 @@ class DeadLetters:
             None if found is None else Seen(DeadLetter.of(archive.loads(zlib.decompress(found[0]).decode())), found[1])
         )
 
-    def kind(self, key: str) -> Kin | None:
-        return next((one for one in self.kinds if one.kind.key == key), None)
+    def group(self, key: str) -> Group | None:
+        return next((one for one in self.groups if one.kind.key == key), None)
 
     async def close(self) -> None:
         if self._looking is not None:
@@ -214,14 +215,14 @@ def _row(dead: DeadLetter) -> tuple[Any, ...]:
     kind, message = dead.kind, dead.message
     headers = {key: _shortened(value) for key, value in message.headers.items()}
     shown = replace(message, body=message.body[:MAX_BODY], headers=headers)
-    title, detail = (_text(str(dead.error.get(name, "")))[:MAX_HEADER] for name in ("title", "detail"))
+    title, detail = (storable(str(dead.error.get(name, "")))[:MAX_HEADER] for name in ("title", "detail"))
     at = None if dead.at is None else dead.at.timestamp()
     return (
         dead.key,
         kind.key,
-        _text(dead.cid),
-        _text(dead.service),
-        _text(dead.reason),
+        storable(dead.cid),
+        storable(dead.service),
+        storable(dead.reason),
         title,
         detail,
         at,
@@ -238,17 +239,13 @@ def _shortened(value: Any) -> Any:
     return value
 
 
-def _text(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-def _kinds(db: sqlite3.Connection) -> list[Kin]:
+def _groups(db: sqlite3.Connection) -> list[Group]:
     rows = db.execute(
         "SELECT kind, service, reason, title, detail, count(*), min(at), max(at) FROM dead GROUP BY kind ORDER BY count(*) DESC, kind"
     )
-    kinds = []
+    groups = []
     for _, service, reason, title, detail, count, first, last in rows.fetchall():
         error = {"title": title, "detail": detail}
         kind = DeadLetter("", reason, service, 0, None, error, Message(b"")).kind
-        kinds.append(Kin(kind, count, first, last))
-    return kinds
+        groups.append(Group(kind, count, first, last))
+    return groups

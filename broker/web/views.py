@@ -10,31 +10,24 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from broker.protocol.deadletters import Kind
+from broker.protocol.deadletters import REASONS, Kind
 from broker.protocol.events import Event
 from broker.protocol.names import callback_name
 from broker.recording.lookup import Found, Search
 from broker.recording.trace import Step
 from broker.web import charts, text
-from broker.web.dead_letters import Kin, Row, Seen
+from broker.web.dead_letters import Group, Row, Seen
 from broker.web.site import Site
 
 LISTED = 100
 GROUPED = 50
+MOST_FAILURES = 200
+"""Of a service, that are grouped by error."""
+MOST_GROUPS = 500
+"""Of dead letters, that are listed."""
 SINCE = {"": "any time", "10m": "last 10 minutes", "1h": "last hour", "1d": "last day"}
 _SECONDS = {"10m": 600, "1h": 3600, "1d": 86_400}
-OUTCOMES = (
-    "failed",
-    "ok",
-    "retried",
-    "error",
-    "rejected",
-    "invalid",
-    "expired",
-    "delivery-limit",
-    "no-callback",
-    "unroutable",
-)
+OUTCOMES = ("failed", "ok", "retried", *REASONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +62,7 @@ def service(site: Site, request: Request, entered: dict[str, str] | None = None,
     minutes = site.lookup.minutes(minute - charts.SPANS[chosen][0] + 1, name).get(name, [])
     line = next((one for one in moment.services if one.name == name), None)
     about = site.lookup.about(name)
-    failures = site.lookup.search(Search(name, "failed"), GROUPED * 4)
+    failures = site.lookup.search(Search(name, "failed"), MOST_FAILURES)
     hosts = [one for one in moment.daemons if one.hosts and name in one.services]
     if line is None and not about and not failures and name not in site.board.names():
         raise HTTPException(404, f"Nothing is known of a service {name!r}.")
@@ -80,6 +73,7 @@ def service(site: Site, request: Request, entered: dict[str, str] | None = None,
             "name": name,
             "line": line,
             "ready": moment.ready(name),
+            "minutes": minutes,
             "rates": rates,
             "times": times,
             "spans": charts.SPANS,
@@ -88,7 +82,7 @@ def service(site: Site, request: Request, entered: dict[str, str] | None = None,
                 (code, told, [one for one in hosts if one.services[name] == code]) for code, told in about.items()
             ],
             "groups": _grouped(failures),
-            "kinds": [one for one in site.dead.kinds if one.kind.service == name],
+            "kinds": [one for one in site.dead.groups if one.kind.service == name],
             "entered": entered or {"payload": "", "callback": ""},
             "problem": problem,
             "takes_json": takes_json(site, name),
@@ -119,28 +113,30 @@ def _grouped(failures: list[Found]) -> list[tuple[str, str, int, Event]]:
 
 
 def failures(site: Site, request: Request) -> Page:
-    return Page("failures.html", {"kinds": site.dead.kinds[: LISTED * 5], "jobs": list(site.jobs)[:10]}, is_live=True)
+    return Page("failures.html", {"kinds": site.dead.groups[:MOST_GROUPS], "jobs": list(site.jobs)[:10]}, is_live=True)
 
 
 def group(site: Site, request: Request) -> Page:
-    kin = kin_of(site, request)
+    group = group_of(site, request)
     page = _page_number(request)
-    rows = site.dead.rows(kin.kind.key, LISTED, (page - 1) * LISTED)
-    return Page("group.html", {"kin": kin, "rows": rows, "page": page, "pages": -(-kin.number // LISTED)}, is_live=True)
+    rows = site.dead.rows(group.kind.key, LISTED, (page - 1) * LISTED)
+    return Page(
+        "group.html", {"group": group, "rows": rows, "page": page, "pages": -(-group.number // LISTED)}, is_live=True
+    )
 
 
-def kin_of(site: Site, request: Request) -> Kin:
+def group_of(site: Site, request: Request) -> Group:
     """The kind of dead letters that a path names.
 
     Raises:
         HTTPException: there are none of it any more.
     """
-    kin = site.dead.kind(request.path_params["kind"])
-    if kin is None:
+    group = site.dead.group(request.path_params["kind"])
+    if group is None:
         raise HTTPException(
             404, "There are no dead letters of this kind any more: they have been replayed, or dropped."
         )
-    return kin
+    return group
 
 
 def in_words(kind: Kind) -> str:
@@ -153,14 +149,14 @@ def _page_number(request: Request) -> int:
 
 
 def confirm_group(site: Site, request: Request) -> Page:
-    kin = kin_of(site, request)
+    group = group_of(site, request)
     return Page(
         "confirm.html",
         {
-            "what": text.count(kin.number, "dead letter"),
-            "of": in_words(kin.kind),
-            "action": f"/failures/groups/{kin.kind.key}/drop",
-            "back": f"/failures/groups/{kin.kind.key}",
+            "what": text.count(group.number, "dead letter"),
+            "of": in_words(group.kind),
+            "action": f"/failures/groups/{group.kind.key}/drop",
+            "back": f"/failures/groups/{group.kind.key}",
         },
     )
 
@@ -175,12 +171,12 @@ def failure(site: Site, request: Request, edited: str | None = None, problem: st
         {
             "key": key,
             "dead": seen.dead,
-            "kin": site.dead.kind(seen.dead.kind.key),
+            "group": site.dead.group(seen.dead.kind.key),
             "size": seen.size,
             "is_cut": seen.is_cut or len(body) > text.MAX_SHOWN,
             "body": text.readable(body[: text.MAX_SHOWN]),
             "editable": (text.editable(body) if edited is None else edited) if can_edit else None,
-            "properties": _properties(seen),
+            "properties": [(name, str(value)[: text.MAX_SHOWN]) for name, value in seen.dead.properties()],
             "headers": _headers(seen),
             "traceback": str(seen.dead.error.get("traceback") or ""),
             "wants_json": wants_json(site, seen),
@@ -205,23 +201,6 @@ def find(site: Site, key: str) -> Seen:
 def wants_json(site: Site, seen: Seen) -> bool:
     """Whether an edited body has to be JSON: the message says that it is, or the service takes nothing else."""
     return "json" in (seen.dead.message.content_type or "") or takes_json(site, seen.dead.service)
-
-
-def _properties(seen: Seen) -> Iterator[tuple[str, str]]:
-    names = (
-        "message_id",
-        "reply_to",
-        "content_type",
-        "content_encoding",
-        "priority",
-        "timestamp",
-        "type",
-        "app_id",
-        "expiration",
-    )
-    for name in names:
-        if (value := getattr(seen.dead.message, name)) is not None:
-            yield name, str(value)[: text.MAX_SHOWN]
 
 
 def _headers(seen: Seen) -> Iterator[tuple[str, str]]:

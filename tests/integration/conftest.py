@@ -143,6 +143,12 @@ def ackback(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subpro
     return runner
 
 
+def forget_record(url: str) -> None:
+    """What earlier tests did is not told of any more."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        connection.channel().queue_delete(EVENTS)
+
+
 def delete_all_queues(folder: Path, url: str) -> None:
 
     from broker.hosting import registry

@@ -9,10 +9,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import USED
-from tests.rabbitmq import install
+from tests.conftest import USED, install_or_skip
 
 CLIENTS = Path(__file__).with_name("clients")
 JARS = ":".join(f"/usr/share/java/{name}.jar" for name in ("amqp-client", "slf4j-api", "slf4j-nop"))
@@ -36,11 +33,8 @@ class Language:
     def command(self, source: Path, folder: Path) -> tuple[list[str], dict[str, str]]:
         """What runs a program, and in which environment, once everything that it needs is there."""
         if self._version() is None:
-            try:
-                install(self.packages, f"install {self.packages} (names of Debian's packages)")
-            except RuntimeError as error:
-                USED[f"client {self.packages}"] = f"NOT TRIED: {error}"
-                pytest.skip(str(error))
+            what_to_do = f"install {self.packages} (names of Debian's packages)"
+            install_or_skip(f"client {self.packages}", self.packages, what_to_do)
         version = self._version()
         assert version is not None
         USED[f"client {self.packages}"] = version

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from broker import Client
-from tests.conftest import USED
+from tests.conftest import USED, install_or_skip
 from tests.integration.conftest import ROOT, TIMEOUT, Process, wait_until
-from tests.rabbitmq import free_port, install
+from tests.rabbitmq import free_port
 
 Ackback = Callable[..., subprocess.CompletedProcess[str]]
 SERVICES = """
@@ -168,12 +168,8 @@ def _answers(port: int, path: str) -> int:
 @pytest.fixture(scope="session")
 def prometheus_is_there() -> None:
     """`prometheus` and `promtool`. Where they cannot be had, the summary says that they were not tried."""
-    try:
-        if not shutil.which("prometheus"):
-            install("prometheus", "install Prometheus (Debian: prometheus)")
-    except RuntimeError as error:
-        USED["Prometheus"] = f"NOT TRIED: {error}"
-        pytest.skip(str(error))
+    if not shutil.which("prometheus"):
+        install_or_skip("Prometheus", "prometheus", "install Prometheus (Debian: prometheus)")
     version = subprocess.run(["prometheus", "--version"], capture_output=True, text=True)
     USED["Prometheus"] = (version.stdout + version.stderr).split()[2]
 

@@ -18,8 +18,7 @@ from pathlib import Path
 import pika
 import pytest
 
-from broker.protocol.events import EVENTS
-from tests.integration.conftest import TIMEOUT, Process, wait_until
+from tests.integration.conftest import TIMEOUT, Process, forget_record, wait_until
 from tests.rabbitmq import Rabbit
 
 Ackback = Callable[..., subprocess.CompletedProcess[str]]
@@ -55,8 +54,7 @@ SHOP = r"""
 @pytest.fixture
 def daemon(project: Callable[..., Path], start: Callable[..., Process], rabbitmq_url: str) -> Process:
     """A daemon with a record of its own: what earlier tests did is forgotten."""
-    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
-        connection.channel().queue_delete(EVENTS)
+    forget_record(rabbitmq_url)
     project({"shop.py": SHOP})
     process = start("run")
     process.wait_for("ready: ")

@@ -12,14 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pika
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 
-from broker.protocol.events import EVENTS
-from tests.conftest import USED
-from tests.integration.conftest import Process, ackback, environment, project, start
-from tests.rabbitmq import free_port, install
+from tests.conftest import USED, install_or_skip
+from tests.integration.conftest import Process, ackback, environment, forget_record, project, start
+from tests.rabbitmq import free_port
 
 __all__ = ["ackback", "environment", "project", "start"]
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -79,8 +77,7 @@ def basic(password: str) -> str:
 @pytest.fixture
 def web(start: Callable[..., Process], rabbitmq_url: str) -> Callable[..., Site]:
     """Start `ackback web`. The record is empty before."""
-    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
-        connection.channel().queue_delete(EVENTS)
+    forget_record(rabbitmq_url)
 
     def starter(*arguments: str, **environment: str) -> Site:
         port = free_port()
@@ -95,11 +92,7 @@ def web(start: Callable[..., Process], rabbitmq_url: str) -> Callable[..., Site]
 def chromium() -> str:
     """Debian's browser; where it cannot be had, the summary says that nothing was tried in one."""
     if (found := shutil.which("chromium")) is None:
-        try:
-            install("chromium", "install chromium")
-        except RuntimeError as error:
-            USED["browser"] = f"NOT TRIED: {error}"
-            pytest.skip(str(error))
+        install_or_skip("browser", "chromium", "install chromium")
         found = shutil.which("chromium")
     assert found
     return found

@@ -51,18 +51,7 @@ def shown(dead: DeadLetter) -> str:
     lines = [f"CID         {dead.cid}", f"died of     {dead.reason} in {dead.service or '-'}, tried {dead.attempts}"]
     lines.append(f"at          {dead.at.isoformat() if dead.at else '-'}")
     lines.append(f"error       {dead.error.get('title', '-')}: {dead.error.get('detail', '')}")
-    for name in (
-        "message_id",
-        "reply_to",
-        "content_type",
-        "content_encoding",
-        "priority",
-        "timestamp",
-        "type",
-        "app_id",
-    ):
-        if (value := getattr(message, name)) is not None:
-            lines.append(f"{name:<11} {value}")
+    lines += [f"{name:<11} {value}" for name, value in dead.properties()]
     for name, value in message.headers.items():
         if name != "dead-error":
             lines.append(f"header      {name} = {value!r}")
