@@ -15,7 +15,6 @@ from importlib.metadata import version
 from typing import Any
 
 from pydantic import TypeAdapter
-from pydantic.errors import PydanticInvalidForJsonSchema
 
 from broker.errors import AckbackError, BrokerUnavailableError, ConnectionLostError, OtherArgumentsError
 from broker.handling.arrivals import Arrivals
@@ -163,7 +162,8 @@ def description_of(definition: ServiceDefinition) -> tuple[str, Event]:
 def _schema(adapter: TypeAdapter[Any]) -> dict[str, Any] | None:
     try:
         return adapter.json_schema()
-    except PydanticInvalidForJsonSchema:
+    except Exception as error:  # types have hooks of their authors', and no daemon ends because of what is told of it
+        logger.debug("no JSON Schema is told of %r: %s", adapter, error)
         return None
 
 

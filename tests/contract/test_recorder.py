@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic_core import core_schema
 
 from broker import AsyncClient, Retry, Service, UnroutableError
 from broker.process import flight_recorder
@@ -266,6 +267,43 @@ def test_a_daemon_says_what_it_hosts_and_that_it_stops(transport: Transport) -> 
         running_, waiting, concurrency, code = signs[0]["services"][order.name]
         assert (running_, waiting, concurrency, len(code)) == (0, 0, 50, 8)
         assert signs[0]["resident"] > 1 << 20
+        await connection.close()
+
+    run(test())
+
+
+class Unschooled:
+    """A type that pydantic can validate, and whose JSON Schema its author has got wrong."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return core_schema.any_schema()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
+        raise RuntimeError("not written yet")
+
+
+def test_a_type_whose_schema_cannot_be_told_ends_no_daemon(transport: Transport) -> None:
+    class Takes(Service):
+        name = unique("takes")
+
+        async def handle(self, it: Unschooled) -> str:
+            return "handled"
+
+    async def test() -> None:
+        connection = await transport.connect()
+
+        async def started() -> list[Event]:
+            events = await recorded(connection)
+            return [one for one in events if one["event"] == "daemon" and Takes.name in one["services"]]
+
+        async with running(transport, Takes) as daemon, AsyncClient(transport=transport) as client:
+            (sign, *_) = await until(started)
+            assert len(sign["services"][Takes.name][3]) == 8
+            assert "takes" not in sign["about"][Takes.name]
+            assert await client.call(Takes) == "handled"
+            assert not daemon.serving.done()
         await connection.close()
 
     run(test())
