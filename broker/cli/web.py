@@ -42,7 +42,7 @@ def web(
 
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ConfigurationError(
-            f"the page needs {', '.join(missing)}, which is not installed: pip install 'ackback[web]'"
+            f"the page needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: pip install 'ackback[web]'"
         )
     from broker.web.server import serve
 

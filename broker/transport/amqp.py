@@ -43,7 +43,8 @@ CLOSE_TIMEOUT = 5.0
 # aiormq gives a connection up after three of these and some seconds without a frame; RabbitMQ after two.
 HEARTBEAT = 10
 MOST_CHANNELS = 65535
-_CANNOT_CONNECT = (OSError, amqp.AMQPError, TimeoutError, RuntimeError)
+# StopAsyncIteration: aiormq's word for a peer that has hung up before it was read from, as the proxy before a starting RabbitMQ does.
+_CANNOT_CONNECT = (OSError, amqp.AMQPError, TimeoutError, RuntimeError, StopAsyncIteration)
 
 
 class AmqpTransport:

@@ -40,6 +40,8 @@ def connect(url: str, error: BaseException, timeout: float) -> str:
             f"{place} does not let user {parts.username or 'guest'!r} into virtual host {vhost!r}: there is no such "
             "virtual host, or the user has no permission for it (rabbitmqctl add_vhost, set_permissions)"
         )
+    if isinstance(error, StopAsyncIteration):
+        return f"{place} hung up before it said anything: it may be starting"
     if isinstance(cause, ConnectionRefusedError) or "Connect call failed" in text or "refused" in text.lower():
         return f"{place} is not there: the connection was refused"
     return f"{place} cannot be used: {text or type(error).__name__}"
