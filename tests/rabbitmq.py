@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,7 +162,7 @@ def private_node() -> Iterator[tuple[str, dict[str, str]]]:
     command = [str(SERVER)]
     process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log, process_group=0)
     try:
-        wait_for_port(port, process)
+        wait_for_port(port, process.poll)
         yield f"amqp://guest:guest@127.0.0.1:{port}/", environment
     finally:
         # The script starts the Erlang VM as a child: the whole group is ours.
@@ -198,12 +198,16 @@ def free_port() -> int:
             return port
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Until a node answers the AMQP handshake."""
+def wait_for_port(port: int, exit_code: Callable[[], int | None] = lambda: None) -> None:
+    """Until a node answers the AMQP handshake.
+
+    Raises:
+        RuntimeError: it has an `exit_code`, or does not answer in time.
+    """
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
-        if process is not None and process.poll() is not None:
-            raise RuntimeError(f"rabbitmq-server ended with exit code {process.returncode}")
+        if (code := exit_code()) is not None:
+            raise RuntimeError(f"rabbitmq-server ended with exit code {code}")
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
                 connection.sendall(b"AMQP\x00\x00\x09\x01")

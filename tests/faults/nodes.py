@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
 import subprocess
+import tarfile
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -57,11 +60,20 @@ class DockerNode:
     def start(self) -> None:
         self._container.start()
         try:
-            wait_for_port(self._port)
+            wait_for_port(self._port, self._exit_code)
         except RuntimeError as error:
-            self._container.reload()
-            said = self._container.logs(tail=40).decode(errors="replace")
-            raise RuntimeError(f"{error}; its container is {self._container.status} and said last:\n{said}") from None
+            raise RuntimeError(f"{error}; its log ends with:\n{self._log()[-4000:]}") from None
+
+    def _exit_code(self) -> int | None:
+        self._container.reload()
+        return int(self._container.attrs["State"]["ExitCode"]) if self._container.status == "exited" else None
+
+    def _log(self) -> str:
+        # The image writes its log to a file, which is in the container when that has ended, too.
+        chunks, _ = self._container.get_archive("/var/log/rabbitmq")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+            files = [archive.extractfile(one) for one in archive if one.isfile()]
+            return "\n".join(file.read().decode(errors="replace") for file in files if file)
 
     def kill(self) -> None:
         self._container.kill("SIGKILL")
@@ -101,7 +113,7 @@ class PackageNode:
             self._process = subprocess.Popen(
                 [str(SERVER)], env=os.environ | self._environment, stdout=log, stderr=log, process_group=0
             )
-        wait_for_port(self._port, self._process)
+        wait_for_port(self._port, self._process.poll)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -145,6 +157,23 @@ def docker_nodes() -> Iterator[Callable[..., Node]]:
 
 
 @contextmanager
+def _started(create: Callable[..., Node]) -> Iterator[Node]:
+    """A node that runs. One that ends before it answers gets a successor, once: somebody may have taken a port that it was to have."""
+    node = create()
+    try:
+        try:
+            node.start()
+        except RuntimeError as error:
+            warnings.warn(f"a second node in place of one that did not start: {error}", stacklevel=2)
+            node.remove()
+            node = create()
+            node.start()
+        yield node
+    finally:
+        node.remove()
+
+
+@contextmanager
 def cluster(size: int) -> Iterator[list[Node]]:
     """So many nodes that know each other, all running."""
     nodes: list[Node] = []
@@ -155,10 +184,7 @@ def cluster(size: int) -> Iterator[list[Node]]:
         elif not SERVER.exists():
             install()
         for _ in range(size):
-            nodes.append(create())
-            stack.callback(nodes[-1].remove)
-        for node in nodes:
-            node.start()
+            nodes.append(stack.enter_context(_started(create)))
         for node in nodes:
             node.ctl("await_startup")
         for node in nodes[1:]:
