@@ -16,7 +16,7 @@ from typing import Protocol
 
 from broker.errors import ConnectionLostError, UnroutableError
 from broker.log import logger
-from broker.protocol.events import Event, Row, batch
+from broker.protocol.events import IN_HASTE, LEVEL, Event, Row, batch
 from broker.protocol.message import Publishing
 from broker.transport.interface import Connection
 
@@ -90,7 +90,8 @@ class Recorder:
             elif self._events:
                 chunk, self._events = self._events[:BATCH], self._events[BATCH:]
                 self._batches += 1
-                self._publish(connection, batch(chunk, self.writer, self._batches))
+                level = IN_HASTE if len(chunk) == BATCH else LEVEL
+                self._publish(connection, batch(chunk, self.writer, self._batches, level))
             else:
                 break
 
