@@ -31,6 +31,7 @@ from broker.protocol.cids import check_cid, new_cid
 from broker.protocol.events import SENT, SENT_ROW, Event
 from broker.protocol.message import Publishing
 from broker.protocol.requests import Template
+from broker.protocol.runs import SIGNAL, check_signal
 from broker.recording.recorder import Recorder
 from broker.service import Callback, Callbacks, Service
 from broker.transport.factory import create
@@ -217,6 +218,33 @@ class AsyncClient:
             if accepted:
                 cid = cast(str, publishing.message.correlation_id)
                 self._record(began, publishing.routing_key, cid, call=True)
+
+    async def signal(
+        self,
+        service: str | type[Service],
+        cid: str,
+        name: str,
+        payload: Any = "",
+        *,
+        timeout: float | None = TIMEOUT,
+    ) -> None:
+        """Send a signal to a run of a durable service: what its `self.wait_for(name)` returns.
+
+        `cid` is that of the request that began the run. Raises what `invoke_async` raises; that there is no such run, a dead letter tells.
+        """
+        target, template = self._template(service)
+        publishing = self._request(target, template, payload, cid)
+        publishing.message.message_id = new_cid()
+        publishing.message.headers[SIGNAL] = check_signal(name)
+        scope = asyncio.timeout(timeout)
+        try:
+            async with scope:
+                await self._connected()
+                await self._confirm(publishing)
+        except TimeoutError:
+            if scope.expired():
+                raise ConfirmTimeoutError.after(timeout or 0, alarm=self._is_blocked, cid=cid) from None
+            raise
 
     async def consumers(self, name: str | type[Service]) -> int:
         """How many daemons consume a service's queue at the moment; 0, too, if there is no such queue.
@@ -495,6 +523,18 @@ class Client:
     def invoke(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
         """Invoke a service, wait, and return its response. See `AsyncClient.call`."""
         return self._run(self._client.call(name, payload, timeout=timeout))
+
+    def signal(
+        self,
+        service: str | type[Service],
+        cid: str,
+        name: str,
+        payload: Any = "",
+        *,
+        timeout: float | None = TIMEOUT,
+    ) -> None:
+        """See `AsyncClient.signal`."""
+        self._run(self._client.signal(service, cid, name, payload, timeout=timeout))
 
     def consumers(self, name: str | type[Service]) -> int:
         """See `AsyncClient.consumers`."""

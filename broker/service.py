@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any, ClassVar, Protocol, Union
 
 from broker.protocol import bodies
@@ -142,7 +143,13 @@ class Handling(Protocol):
         headers: Mapping[str, Any] | None,
     ) -> Any: ...
     def invoke(self, name: str | type[Service], payload: Any, timeout: float) -> Any: ...
-    async def call(self, name: str | type[Service], payload: Any, timeout: float) -> Any: ...
+    def call(self, name: str | type[Service], payload: Any, timeout: float | None) -> Coroutine[Any, Any, Any]: ...
+    def wait_for(self, name: str) -> Coroutine[Any, Any, Any]: ...
+    def step(self, function: Callable[..., Any], *args: Any, **options: Any) -> Coroutine[Any, Any, Any]: ...
+    def again(self, payload: Any) -> Any: ...
+    def now(self) -> datetime: ...
+    @property
+    def random(self) -> Random: ...
 
 
 class Service:
@@ -167,6 +174,8 @@ class Service:
     """Send the handler's own invocations only once `handle` has returned."""
     idempotent: ClassVar[bool]
     """Keep the outcome of each message for a while, and answer a repeat with it instead of handling it again."""
+    durable: ClassVar[bool]
+    """`handle` is a run that outlives its process: what it awaits are steps, whose answers are kept."""
     callback: ClassVar[Callbacks | None]
     """The callback of every invocation that names none."""
     callback_from: ClassVar[Sequence[str] | None]
@@ -264,6 +273,43 @@ class Service:
         """
         return self._handling.invoke(name, payload, timeout)
 
-    async def call(self, name: str | type[Service], payload: Any = "", *, timeout: float = 30.0) -> Any:
-        """Invoke a service, await and return its response. For `async def` handlers. Raises what `invoke` raises."""
-        return await self._handling.call(name, payload, timeout)
+    def call(
+        self, name: str | type[Service], payload: Any = "", *, timeout: float | None = None
+    ) -> Coroutine[Any, Any, Any]:
+        """Invoke a service, await and return its response. For `async def` handlers. Raises what `invoke` raises.
+
+        `timeout` is in seconds; without one they are 30, and in a durable service there is no limit.
+        """
+        return self._handling.call(name, payload, timeout)
+
+    def wait_for(self, name: str) -> Coroutine[Any, Any, Any]:
+        """Await the next signal of that name, and return its payload. For durable services.
+
+        A signal is sent by `ackback signal`, `Client.signal`, or any AMQP client: a message to the service's queue with the run's CID and a
+        header `signal`. One that comes early is kept.
+        """
+        return self._handling.wait_for(name)
+
+    def step(self, function: Callable[..., Any], *args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
+        """Run a function, plain or `async`, once, and return its result: whenever the run goes on, it is the same. For durable services.
+
+        The result is kept as JSON, and comes back as that. If the process dies meanwhile, the function is run again.
+
+        Raises:
+            RemoteError: it raised an exception; `problem` says which.
+        """
+        return self._handling.step(function, *args, **options)
+
+    def again(self, payload: Any = "") -> Any:
+        """`return self.again(payload)`: the run begins anew with this payload, the same CID and an empty journal. For durable services that
+        go on without end."""
+        return self._handling.again(payload)
+
+    def now(self) -> datetime:
+        """The time (UTC) at which a durable service's run was given what it goes on with: the same whenever it is run again."""
+        return self._handling.now()
+
+    @property
+    def random(self) -> Random:
+        """Random numbers for a durable service: the same whenever its run is run again."""
+        return self._handling.random

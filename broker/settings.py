@@ -39,6 +39,9 @@ from broker.retry import Retry
 CONFIG_FILE = "config.toml"
 ENV_PREFIX = "ACKBACK_"
 DEFAULT_URL = "amqp://guest:guest@127.0.0.1:5672/"
+STORE_FILE = "ackback.db"
+FORMER = {"idempotency.store": "store.url", "idempotency.keep": "store.keep"}
+"""Keys of earlier versions, and what takes their place."""
 SCHEMES = ("amqp", "amqps", "memory")
 
 
@@ -142,6 +145,7 @@ class ServiceOptions(Section):
     retry: Annotated[RetrySection | None, BeforeValidator(_one_attempt_if_false)] = None
     outbox: bool | None = None
     idempotent: bool | None = None
+    durable: bool | None = None
     callback: str | list[str] | None = None
     callback_from: list[str] | None = None
     echo: bool | None = None
@@ -157,8 +161,10 @@ class ServiceOptions(Section):
         return options
 
 
-class IdempotencySection(Section):
-    store: SecretStr = SecretStr("memory")
+class StoreSection(Section):
+    """Where durable services have their journals, and idempotent ones their outcomes; each is kept for `keep` seconds after its end."""
+
+    url: SecretStr | None = None
     keep: Annotated[float, Field(gt=0)] = 86_400.0
 
 
@@ -201,7 +207,7 @@ class Settings(BaseSettings):
     callbacks: CallbacksSection = CallbacksSection()
     worker: WorkerSection = WorkerSection()
     log: LogSection = LogSection()
-    idempotency: IdempotencySection = IdempotencySection()
+    store: StoreSection = StoreSection()
     events: EventsSection = EventsSection()
     metrics: MetricsSection = MetricsSection()
     web: WebSection = WebSection()
@@ -225,6 +231,13 @@ class Settings(BaseSettings):
     @property
     def urls(self) -> list[str]:
         return [url.get_secret_value() for url in self.broker.url]
+
+    @property
+    def store_url(self) -> str:
+        """Where the store is: as configured, else in a file beside the configuration, or in memory where the broker is."""
+        if self.store.url is not None:
+            return self.store.url.get_secret_value()
+        return "memory" if self.urls[0].startswith("memory:") else f"sqlite://{self.folder / STORE_FILE}"
 
     @property
     def silent(self) -> frozenset[str]:
@@ -310,7 +323,9 @@ def _explained(error: ValidationError, source: str, section: str | None = None) 
         path = _dotted(loc)
         variable = ENV_PREFIX + "__".join(part.upper() for part in loc if isinstance(part, str))
         place = f"the environment variable {variable}" if variable in os.environ and not section else source
-        if one["type"] == "extra_forbidden":
+        if loc == ["idempotency"]:
+            lines += [f"{place}: {former} is {now} now: say it in [store]" for former, now in FORMER.items()]
+        elif one["type"] == "extra_forbidden":
             lines.append(f"{place}: unknown key {path}{_nearest(loc)}")
         else:
             lines.append(f"{place}: {path}: {one['msg'].removeprefix('Value error, ')}")
@@ -353,6 +368,10 @@ def _known_variables() -> Iterator[str]:
             yield f"{prefix}__{key.upper()}"
 
 
+def _variable(key: str) -> str:
+    return ENV_PREFIX + key.upper().replace(".", "__")
+
+
 def _check_environment(environ: Mapping[str, str]) -> None:
     # pydantic-settings passes over variables that it does not know: a mistyped one would do nothing, silently.
     known = set(_known_variables())
@@ -361,6 +380,8 @@ def _check_environment(environ: Mapping[str, str]) -> None:
         upper = name.upper()
         if not upper.startswith(ENV_PREFIX) or upper in known or upper.startswith(open_ended):
             continue
+        if instead := next((now for former, now in FORMER.items() if upper == _variable(former)), None):
+            raise ConfigurationError(f"the environment: {name} is {_variable(instead)} now")
         near = difflib.get_close_matches(upper, known, n=1, cutoff=0.6)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigurationError(f"the environment: unknown variable {name}{hint}")

@@ -57,7 +57,7 @@ def send(
     """Invoke a service in the background and print the CID."""
     from broker.client import Client
 
-    value = _payload(payload)
+    value = payload_of(payload)
     options: dict[str, Any] = {
         "callback": callback or None,
         "delay": delay,
@@ -95,7 +95,7 @@ def call(
     debug: Debug = False,
 ) -> None:
     """Invoke a service, wait, and print the response."""
-    _print(asyncio.run(_call(quiet_settings(config), name, _payload(payload), timeout)))
+    _print(asyncio.run(_call(quiet_settings(config), name, payload_of(payload), timeout)))
 
 
 async def _call(settings: Settings, name: str, value: Any, timeout: float) -> Any:
@@ -116,7 +116,7 @@ async def _tell_if_nobody_consumes(client: AsyncClient, name: str) -> None:
             tell(NOBODY.format(name, "waiting for one"))
 
 
-def _payload(text: str) -> Any:
+def payload_of(text: str) -> Any:
     if text == "-":
         body = sys.stdin.buffer.read()
         try:

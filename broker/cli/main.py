@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from broker.cli import dead
+from broker.cli import dead, runs
 from broker.cli.asyncapi import asyncapi
 from broker.cli.check import check
 from broker.cli.console import FAILED, MISUSED, tell
@@ -33,9 +33,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (run, send, call, services, check, migrate, trace, events, top, web, asyncapi, init, health):
+for command in (
+    run,
+    send,
+    call,
+    runs.signal,
+    services,
+    check,
+    migrate,
+    trace,
+    events,
+    top,
+    web,
+    asyncapi,
+    init,
+    health,
+):
     app.command()(command)
 app.add_typer(dead.app)
+app.add_typer(runs.app)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
+from broker.handling.actor import Workshop
 from broker.handling.dispatcher import Dispatcher
 from broker.handling.eager import Eager
 from broker.handling.hosts import Host, Turn
@@ -21,6 +22,7 @@ from broker.handling.in_place import InPlace
 from broker.handling.intakes import Intake, Regulator
 from broker.handling.invoker import Invoker
 from broker.handling.own_queues import ForService, OwnQueues
+from broker.handling.runs import Runs
 from broker.handling.settlement import Settlement
 from broker.handling.threads import Threads
 from broker.hosting.definition import ServiceDefinition
@@ -30,6 +32,7 @@ from broker.protocol.headers import Headers
 from broker.protocol.message import Message
 from broker.protocol.outcomes import Outcome
 from broker.protocol.queues import ACKNOWLEDGEMENT_TIMEOUT, DUE, UNDERTAKER
+from broker.stores.interface import Store
 from broker.transport.interface import Delivery
 
 # Replies are handled in place or passed on, neither for long: enough of them to keep a busy daemon's callbacks fed.
@@ -49,11 +52,17 @@ SHORTEST_TIMEOUT = 1800.0
 class Arrivals:
     """The deliveries of one process, from their arrival until they are settled.
 
-    `resize` has a queue consumed as its window says now.
+    `resize` has a queue consumed as its window says now. `runs_in` has the journals of durable services, where there are any; runs that
+    have ended are kept there for `keep` seconds.
     """
 
     def __init__(
-        self, invoker: Invoker, once: Once | None, resize: Callable[[Intake], Coroutine[Any, Any, None]]
+        self,
+        invoker: Invoker,
+        once: Once | None,
+        resize: Callable[[Intake], Coroutine[Any, Any, None]],
+        runs_in: Store | None = None,
+        keep: float = 0.0,
     ) -> None:
         registry, callback_queue = invoker.registry, invoker.callback_queue
         self.invoker = invoker
@@ -62,6 +71,7 @@ class Arrivals:
         self._eager = Eager()
         self._dispatcher = Dispatcher(self.invoker, self._threads.run)
         self._settlement = Settlement(self.invoker, self._eager, self._settled)
+        self._runs = None if runs_in is None else self._all_runs(runs_in, keep)
         turn = Turn()
         self._hosts = {definition.name: Host(definition, self._begin, turn) for definition in registry}
         self._regulator = Regulator(resize)
@@ -75,6 +85,10 @@ class Arrivals:
         """Each queue to consume, and how."""
         self._callbacks = self.intakes[callback_queue]
         self._in_place = InPlace(self._callbacks, self._hosts)
+
+    def _all_runs(self, store: Store, keep: float) -> Runs:
+        settlement = self._settlement
+        return Runs(Workshop(self.invoker, store, keep, settlement.publisher, self._threads.run, settlement.file))
 
     def _all_intakes(self, callback_queue: str) -> list[Intake]:
         decide = OwnQueues(self._hosts, lambda name: self._in_place.takes(name), self.invoker)
@@ -145,6 +159,8 @@ class Arrivals:
                 pass
         unfinished = len(self._in_hand)
         await self._eager.cancel()
+        if self._runs is not None:
+            await self._runs.close()
         return unfinished
 
     def close(self) -> None:
@@ -213,7 +229,9 @@ class Arrivals:
 
     async def _handle(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
         try:
-            if self._once is not None and host.definition.idempotent:
+            if self._runs is not None and host.definition.durable:
+                outcome = await self._go_on_with_run(self._runs, host, delivery, message, is_reply=headers is not None)
+            elif self._once is not None and host.definition.idempotent:
                 outcome = await self._handle_once(self._once, host, delivery, message, headers)
             else:
                 outcome = await self._dispatcher.dispatch(
@@ -222,6 +240,15 @@ class Arrivals:
             self._settlement.settle(outcome, delivery)
         except BaseException as error:
             await self._settlement.fail(delivery, error)
+
+    @staticmethod
+    async def _go_on_with_run(
+        runs: Runs, host: Host, delivery: Delivery, message: Message, *, is_reply: bool
+    ) -> Outcome:
+        try:
+            return await runs.handle(host.definition, message, redelivered=delivery.redelivered, is_reply=is_reply)
+        finally:
+            host.release()
 
     async def _handle_once(
         self, once: Once, host: Host, delivery: Delivery, message: Message, headers: Headers | None

@@ -92,9 +92,6 @@ class Once:
         again = Publishing(service, republished(message, is_reply=is_reply))
         return Outcome(again=delayed(again, BUSY_AGAIN_AFTER))
 
-    async def close(self) -> None:
-        await self._store.close()
-
 
 def identity(service: str, message: Message) -> str:
     """What repeats of a message have in common. A reply that was passed on is the same as the one that came to the callback queue."""

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from broker.errors import ConnectionLostError
 from broker.handling.events import Sent, sent_by
@@ -22,6 +22,8 @@ from broker.protocol.requests import Template
 from broker.service import Callbacks, Request, Response, Service, ServiceLogger
 
 MOST_RECORDED = 200
+CALL_TIMEOUT = 30.0
+"""Seconds."""
 
 
 class Invocation:
@@ -185,8 +187,9 @@ class Invocation:
             )
         return asyncio.run_coroutine_threadsafe(self.call(name, payload, timeout), self._invoker.loop).result()
 
-    async def call(self, name: str | type[Service], payload: Any, timeout: float) -> Any:
+    async def call(self, name: str | type[Service], payload: Any, timeout: float | None) -> Any:
         """See `Service.call`."""
+        timeout = CALL_TIMEOUT if timeout is None else timeout
         target = self._invoker.registry.name_of(name)
         deadline = h.deadline(self._message)
         if deadline is not None:  # what is called for a caller is of no use when that waits no longer
@@ -201,6 +204,14 @@ class Invocation:
         if self._invoker.observer is not None:
             self._record(target, str(publishing.message.correlation_id), None)
         return await self._invoker.calls.call(connection, publishing, timeout)
+
+    def _not_durable(self, *_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(
+            f"{self._definition.name!r} is not durable, and this is for services that are: set `durable = True`"
+        )
+
+    wait_for = step = again = now = _not_durable
+    random = property(_not_durable)
 
     async def confirmed(self) -> None:
         """Send what the outbox holds, and wait until the broker has confirmed everything that the handler sent.

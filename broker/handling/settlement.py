@@ -36,7 +36,7 @@ class Settlement:
         self._invoker = invoker
         self._eager = eager
         self._settled = settled
-        self._publisher = PatientPublisher(invoker)
+        self.publisher = PatientPublisher(invoker)
 
     def settle(self, outcome: Outcome, delivery: Delivery) -> None:
         """Publish all of an outcome, and acknowledge once it is confirmed.
@@ -93,7 +93,7 @@ class Settlement:
     async def _bury_after_bug(self, delivery: Delivery) -> None:
         error = problem("error", "Internal error", "an error in ackback itself; see the daemon's log", "")
         try:
-            await self._file(dead_letter(delivery.message, "error", error))
+            await self.file(dead_letter(delivery.message, "error", error))
         except ConnectionLostError:
             self._settled(delivery)
         else:
@@ -105,7 +105,7 @@ class Settlement:
             raise ConnectionLostError("the delivery was lost with its connection")
         publishing = [self._forward(one, delivery) for one in outcome.forwards]
         if outcome.dead is not None:
-            publishing.append(self._file(outcome.dead))
+            publishing.append(self.file(outcome.dead))
         if outcome.reply is not None:
             publishing.append(self._reply(outcome.reply, outcome.refused))
         if outcome.again is not None:
@@ -118,7 +118,7 @@ class Settlement:
             if publishing.exchange == "" and self._invoker.hosts(publishing.routing_key):
                 await self._publish_own(publishing, refused)
             else:
-                await self._publisher.publish(publishing, refused)
+                await self.publisher.publish(publishing, refused)
         except (UnroutableError, UnencodableError) as error:
             reason = "unroutable" if isinstance(error, UnroutableError) else "error"
             logger.warning("%s; it becomes a dead letter", error, extra={"cid": publishing.message.correlation_id})
@@ -140,7 +140,7 @@ class Settlement:
             await self._bury_reply(publishing, detail)
             return
         try:
-            await self._publisher.publish(publishing, refused, is_reply=True)
+            await self.publisher.publish(publishing, refused, is_reply=True)
         except UnroutableError:
             if h.CALLBACK not in message.headers:
                 logger.warning(
@@ -154,7 +154,7 @@ class Settlement:
         queue, message, _ = publishing
         logger.warning("%s; it becomes a dead letter", detail, extra={"cid": message.correlation_id})
         error = problem("unroutable", "Unroutable reply", detail, str(message.headers.get(h.SERVICE, "")))
-        await self._file(dead_letter(message, "unroutable", error, queue=queue))
+        await self.file(dead_letter(message, "unroutable", error, queue=queue))
 
     async def _forward(self, publishing: Publishing, delivery: Delivery) -> None:
         name = publishing.routing_key
@@ -162,7 +162,7 @@ class Settlement:
             await self._publish_own(publishing)
             return
         try:
-            await self._publisher.publish(publishing)
+            await self.publisher.publish(publishing)
         except UnroutableError:
             near = self._invoker.registry.nearest(name)
             hint = f"; did you mean {near!r}?" if near else ""
@@ -173,9 +173,9 @@ class Settlement:
             reply = callbacks.by_address(delivery.message, self._invoker.callback_queue)
             outcome = callbacks.no_callback(reply, detail, name)
             assert outcome.dead is not None
-            await self._file(outcome.dead)
+            await self.file(outcome.dead)
 
-    async def _file(self, dead: Publishing) -> None:
+    async def file(self, dead: Publishing) -> None:
         """File a dead letter; one whose foreign headers leave no room for its own is filed without them."""
         dead = filed(dead, datetime.now(UTC))
         if (observer := self._invoker.observer) is not None:
@@ -189,7 +189,7 @@ class Settlement:
     async def _publish_own(self, publishing: Publishing, refused: int = 0) -> None:
         """Publish to a queue of our own, which is declared again should somebody have deleted it."""
         try:
-            await self._publisher.publish(publishing, refused)
+            await self.publisher.publish(publishing, refused)
         except UnroutableError:
             await self._invoker.declare_own(publishing.routing_key)
-            await self._publisher.publish(publishing, refused)
+            await self.publisher.publish(publishing, refused)

@@ -25,6 +25,7 @@ DEFAULTS: Mapping[str, Any] = {
     "retry": Retry(),
     "outbox": False,
     "idempotent": False,
+    "durable": False,
     "callback": None,
     "callback_from": None,
 }
@@ -46,6 +47,7 @@ class ServiceDefinition:
     retry: Retry | None
     outbox: bool
     idempotent: bool
+    durable: bool
     callbacks: tuple[str, ...]
     callback_from: tuple[str, ...] | None
     by_convention: bool
@@ -81,6 +83,9 @@ def define(cls: type[Service], name: str, names: Mapping[type[Service], str], se
     has_parameter = parameter is not None
     default = parameter.default if parameter and parameter.default is not parameter.empty else PydanticUndefined
     options = _options(cls, name, settings)
+    if options["durable"]:
+        _check_durable(cls, handle)
+        options["timeout"] = None
     if handle_error := getattr(cls, "handle_error", None):
         _check_handle_error(cls, handle_error)
     own_queues = frozenset({settings.callbacks.queue})
@@ -96,11 +101,29 @@ def define(cls: type[Service], name: str, names: Mapping[type[Service], str], se
         timeout=options["timeout"],
         retry=options["retry"],
         outbox=options["outbox"],
-        idempotent=options["idempotent"],
+        idempotent=options["idempotent"] and not options["durable"],  # a run is one already
+        durable=options["durable"],
         callback_from=None if options["callback_from"] is None else tuple(options["callback_from"]),
         callbacks=tuple(_callback_names(options["callback"], names, own_queues, cls)),
         by_convention=not _says_nobody(cls),
     )
+
+
+def _check_durable(cls: type[Service], handle: Any) -> None:
+    if not inspect.iscoroutinefunction(handle):
+        raise ServiceDefinitionError(
+            f"{where(cls)}: `handle` of a durable service is an `async def`: what it awaits are its steps. Put what cannot be awaited "
+            "into a function, and `await self.step(function)`"
+        )
+    if getattr(cls, "timeout", None) is not None:
+        raise ServiceDefinitionError(
+            f"{where(cls)}: a durable service has no `timeout`, as it may wait for weeks: "
+            "use `async with asyncio.timeout(seconds)` in `handle`"
+        )
+    if getattr(cls, "outbox", False):
+        raise ServiceDefinitionError(
+            f"{where(cls)}: a durable service needs no `outbox`: what it invokes is journalled before it is sent"
+        )
 
 
 def _says_nobody(cls: type[Service]) -> bool:

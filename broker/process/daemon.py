@@ -26,6 +26,7 @@ from broker.protocol.queues import ACKNOWLEDGEMENT_TIMEOUT, durable_queues, own_
 from broker.recording.recorder import Observer, Observers
 from broker.settings import Settings
 from broker.stores.factory import open_store
+from broker.stores.interface import Store
 from broker.transport.interface import Connection, Consumer, Transport
 
 SHOWN_SERVICES = 20
@@ -69,7 +70,8 @@ class Daemon:
         self._settings = settings
         self._registry = registry
         self._transport = transport
-        self._once = _once(settings, registry)
+        self._store = _store(settings, registry)
+        once = None if self._store is None else Once(self._store, settings.store.keep)
         self._flight_recorder = FlightRecorder(settings.events) if settings.events.enabled else None
         self._metrics = None if settings.metrics.port is None else Metrics()
         observers: list[Observer] = [] if self._flight_recorder is None else [self._flight_recorder.recorder]
@@ -83,7 +85,7 @@ class Daemon:
             observers[0] if len(observers) == 1 else Observers(*observers) if observers else None,
             None if self._metrics is None else self._metrics.published,
         )
-        self._arrivals = Arrivals(invoker, self._once, self._resize)
+        self._arrivals = Arrivals(invoker, once, self._resize, self._store, settings.store.keep)
         self._suspects = suspects
         self._suspects_only = suspects_only
         self._quarantine = self._arrivals.invoker.quarantine_queue
@@ -332,8 +334,8 @@ class Daemon:
             await self._flight_recorder.close(self._arrivals)
         await self._abandon()
         self._arrivals.close()
-        if self._once is not None:
-            await self._once.close()
+        if self._store is not None:
+            await self._store.close()
         if self._suspects is not None:
             await self._suspects.stopped(stops_by - self._loop.time())
         if unfinished:
@@ -366,10 +368,17 @@ async def _is_filled(connection: Connection, queue: str) -> bool:
     return seen is not None and seen.ready > 0
 
 
-def _once(settings: Settings, registry: Registry) -> Once | None:
-    if not any(definition.idempotent for definition in registry):
+def _store(settings: Settings, registry: Registry) -> Store | None:
+    durable = sorted(definition.name for definition in registry if definition.durable)
+    if not durable and not any(definition.idempotent for definition in registry):
         return None
-    return Once(open_store(settings.idempotency.store.get_secret_value()), settings.idempotency.keep)
+    url = settings.store_url
+    if durable and url == "memory" and not settings.urls[0].startswith("memory:"):
+        raise ConfigurationError(
+            f"store.url is memory, which ends with this process, and what is durable ({_shortened(durable)}) does not: "
+            "leave it out for a file beside the configuration, or set [store] url to postgresql://… or redis://…"
+        )
+    return open_store(url)
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -1,5 +1,5 @@
-"""Where the outcomes of idempotent services are kept.
+"""What is kept beyond a process: the outcomes of idempotent services, and the journals of durable ones.
 
-In comes a message's identity, out comes the claim on it or the outcome that is kept. `interface.py` is what handling knows; memory, SQLite,
-PostgreSQL and Redis meet it, `factory.py` chooses.
+`interface.py` is what handling knows; memory, SQLite, PostgreSQL and Redis meet it, `factory.py` chooses. `batches.py` has what many ask
+for at once share a transaction.
 """

@@ -32,5 +32,5 @@ def open_store(url: str) -> Store:
 
         return PostgresqlStore(url)
     raise ConfigurationError(
-        "idempotency.store is memory, sqlite:///path/of/a.file, redis://host:6379/0 or postgresql://user@host/database"
+        "store.url is memory, sqlite:///path/of/a.file, redis://host:6379/0 or postgresql://user@host/database"
     )

@@ -1,9 +1,9 @@
-"""What a store of outcomes is asked for."""
+"""What a store is asked for: the outcomes of idempotent services, and the journals of durable ones."""
 
 from __future__ import annotations
 
 import enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Claim(enum.Enum):
@@ -17,6 +17,17 @@ class StoreError(Exception):
     """The store cannot be used now."""
 
 
+class Head(NamedTuple):
+    """What a run is: its ID, service and CID, its state, when it began and when it last changed its state (seconds since 1970)."""
+
+    run: str
+    service: str
+    cid: str
+    state: str
+    began: float
+    changed: float
+
+
 class Store(Protocol):
     """Keeps outcomes by key, for all processes that use the same one. Every method may raise StoreError."""
 
@@ -28,5 +39,19 @@ class Store(Protocol):
 
     async def release(self, key: str, owner: str) -> None:
         """Give up `owner`'s claim."""
+
+    async def read(self, run: str) -> list[str]:
+        """The chunks of a run's journal, in order; none if there is no such run."""
+
+    async def append(self, run: str, version: int, chunk: str, head: Head | None, keep: float | None) -> bool:
+        """Append a chunk to a journal that has `version` of them; False, and nothing done, if it has another number.
+
+        With a head, that is noted, too; with `keep`, the run is forgotten after so many seconds.
+        """
+
+    async def heads(
+        self, *, service: str | None = None, state: str | None = None, cid: str | None = None, most: int = 1000
+    ) -> list[Head]:
+        """The runs that there are, of one service, state, CID, or of all, the newest first."""
 
     async def close(self) -> None: ...

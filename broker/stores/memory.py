@@ -1,11 +1,11 @@
-"""Outcomes in this process's memory: good for one process, until it ends."""
+"""A store in this process's memory: good for one process, until it ends."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
 
-from broker.stores.interface import Claim
+from broker.stores.interface import Claim, Head
 
 PRUNE_EVERY = 1000
 
@@ -21,6 +21,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._claims = 0
+        self._journals: dict[str, list[str]] = {}
+        self._heads: dict[str, Head] = {}
 
     async def claim(self, key: str, owner: str, lease: float) -> Claim | str:
         now = asyncio.get_running_loop().time()
@@ -45,6 +47,35 @@ class MemoryStore:
         entry = self._entries.get(key)
         if entry is not None and entry.owner == owner and entry.outcome is None:
             del self._entries[key]
+
+    async def read(self, run: str) -> list[str]:
+        return list(self._journals.get(run, ()))
+
+    async def append(self, run: str, version: int, chunk: str, head: Head | None, keep: float | None) -> bool:
+        journal = self._journals.setdefault(run, [])
+        if len(journal) != version:
+            return False
+        journal.append(chunk)
+        if head is not None:
+            self._heads[run] = head
+        if keep is not None:
+            asyncio.get_running_loop().call_later(keep, self._forget, run, head)
+        return True
+
+    def _forget(self, run: str, head: Head | None) -> None:
+        if self._heads.get(run) is head:
+            self._heads.pop(run, None)
+            self._journals.pop(run, None)
+
+    async def heads(
+        self, *, service: str | None = None, state: str | None = None, cid: str | None = None, most: int = 1000
+    ) -> list[Head]:
+        found = [
+            one
+            for one in self._heads.values()
+            if service in (None, one.service) and state in (None, one.state) and cid in (None, one.cid)
+        ]
+        return sorted(found, key=lambda one: -one.began)[:most]
 
     async def close(self) -> None:
         self._entries.clear()

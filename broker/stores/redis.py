@@ -1,17 +1,24 @@
-"""Outcomes in Redis: for daemons on many machines. Leases are by Redis's clock.
+"""A store in Redis: for daemons on many machines. Leases are by Redis's clock.
 
 What Redis has confirmed it may still lose when it fails over or restarts, as its persistence is configured
-(https://redis.io/docs/latest/operate/oss_and_stack/management/persistence/): then a repeat is handled again.
+(https://redis.io/docs/latest/operate/oss_and_stack/management/persistence/): then a repeat is handled again, and a run goes on from what
+Redis still knows of it. With `appendfsync always` it keeps all.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from broker.errors import ConfigurationError
-from broker.stores.interface import Claim, StoreError
+from broker.stores.batches import Batches
+from broker.stores.interface import Claim, Head, StoreError
 
 PREFIX = "ackback:once:"
+JOURNAL, HEAD, HEADS = "ackback:journal:", "ackback:run:", "ackback:runs"
+"""A list for each run, a hash for each, and the runs by when they began."""
 TIMEOUT = 10.0
 
 # A value is the owner's 16 characters, then nothing (a claim) or "=" and the outcome. A script runs alone, so each is one step.
@@ -30,6 +37,30 @@ _RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 0
 """
+# The list's length is the comparison.
+_APPEND = """
+if redis.call('LLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
+redis.call('RPUSH', KEYS[1], ARGV[2])
+if ARGV[3] ~= '' then
+  redis.call('SET', KEYS[2], ARGV[3])
+  redis.call('ZADD', KEYS[3], ARGV[4], ARGV[5])
+  if ARGV[6] ~= '' then
+    redis.call('PEXPIRE', KEYS[1], ARGV[6])
+    redis.call('PEXPIRE', KEYS[2], ARGV[6])
+  else
+    redis.call('PERSIST', KEYS[1])
+    redis.call('PERSIST', KEYS[2])
+  end
+end
+return 1
+"""
+LOOKED_AT = 500
+"""Runs that are looked at at once."""
+
+
+class _Command(NamedTuple):
+    name: str
+    arguments: tuple[Any, ...]
 
 
 class RedisStore:
@@ -42,32 +73,73 @@ class RedisStore:
         try:
             from redis.asyncio import Redis
         except ImportError:
-            raise ConfigurationError("idempotency.store: a redis:// URL needs: pip install 'ackback[redis]'") from None
+            raise ConfigurationError("store.url: a redis:// URL needs: pip install 'ackback[redis]'") from None
         try:
             self._redis = Redis.from_url(url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
         except ValueError as error:
-            raise ConfigurationError(f"idempotency.store: {error}") from None
+            raise ConfigurationError(f"store.url: {error}") from None
+        self._batches: Batches[_Command, Any] = Batches(self._run_all)
 
     async def claim(self, key: str, owner: str, lease: float) -> Claim | str:
-        found = await self._run(_CLAIM, key, owner, round(lease * 1000))
+        found = await self._run("EVAL", _CLAIM, 1, PREFIX + key, owner, round(lease * 1000))
         if found is None:
             return Claim.OURS
         _, is_kept, outcome = found.decode().partition("=")
         return outcome if is_kept else Claim.BUSY
 
     async def keep(self, key: str, owner: str, outcome: str, seconds: float) -> bool:
-        return bool(await self._run(_KEEP, key, owner, outcome, round(seconds * 1000)))
+        return bool(await self._run("EVAL", _KEEP, 1, PREFIX + key, owner, outcome, round(seconds * 1000)))
 
     async def release(self, key: str, owner: str) -> None:
-        await self._run(_RELEASE, key, owner)
+        await self._run("EVAL", _RELEASE, 1, PREFIX + key, owner)
+
+    async def read(self, run: str) -> list[str]:
+        return [chunk.decode() for chunk in await self._run("LRANGE", JOURNAL + run, 0, -1)]
+
+    async def append(self, run: str, version: int, chunk: str, head: Head | None, keep: float | None) -> bool:
+        kept = ("", "", "", "") if head is None else (json.dumps(head), head.began, run, _milliseconds(keep))
+        keys = JOURNAL + run, HEAD + run, HEADS
+        return bool(await self._run("EVAL", _APPEND, len(keys), *keys, version, chunk, *kept))
+
+    async def heads(
+        self, *, service: str | None = None, state: str | None = None, cid: str | None = None, most: int = 1000
+    ) -> list[Head]:
+        found: list[Head] = []
+        for first in itertools.count(0, LOOKED_AT):
+            runs = await self._run("ZRANGE", HEADS, first, first + LOOKED_AT - 1, "REV")
+            if not runs or len(found) >= most:
+                return found[:most]
+            names = [run.decode() for run in runs]
+            kept = await self._run("MGET", *(HEAD + name for name in names))
+            if gone := [name for name, one in zip(names, kept, strict=True) if one is None]:
+                await self._run("ZREM", HEADS, *gone)
+            known = [Head(*json.loads(one)) for one in kept if one is not None]
+            found += [
+                one
+                for one in known
+                if service in (None, one.service) and state in (None, one.state) and cid in (None, one.cid)
+            ]
+        raise AssertionError
 
     async def close(self) -> None:
+        await self._batches.close()
         await self._redis.aclose()
 
-    async def _run(self, script: str, key: str, *arguments: Any) -> Any:
+    async def _run(self, name: str, *arguments: Any) -> Any:
+        return await self._batches.run(_Command(name, arguments))
+
+    async def _run_all(self, batch: Sequence[_Command]) -> Sequence[Any]:
+        """All in one round trip."""
         from redis.exceptions import RedisError
 
         try:
-            return await self._redis.eval(script, 1, PREFIX + key, *arguments)
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for command in batch:
+                    pipeline.execute_command(command.name, *command.arguments)
+                return await pipeline.execute()
         except (RedisError, OSError) as error:
-            raise StoreError(f"the Redis store of idempotent services failed: {error}") from None
+            raise StoreError(f"the Redis store failed: {error}") from None
+
+
+def _milliseconds(keep: float | None) -> int | str:
+    return "" if keep is None else round(keep * 1000)

@@ -1,6 +1,7 @@
-"""Outcomes in an SQLite file: for the processes of one machine, across restarts.
+"""A store in an SQLite file: for the processes of one machine, across restarts.
 
 Leases are by the machine's clock. Set forward by more than the rest of a lease, it lets another process take over early.
+What was kept survives a power cut: a commit waits for the disk, and many share one.
 """
 
 from __future__ import annotations
@@ -8,26 +9,46 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import partial
+from typing import Any
 
 from broker.errors import ConfigurationError
-from broker.stores.interface import Claim, StoreError
+from broker.stores.batches import Batches
+from broker.stores.interface import Claim, Head, StoreError
 
-PRUNE_EVERY = 1000
+PRUNE_EVERY = 60.0
 LOCKED_FOR = 10.0
+VERSION = 1
+"""Of the tables, in SQLite's `user_version`."""
 
-T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], Any]
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS outcomes (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL, outcome TEXT) WITHOUT ROWID
+_TABLES = f"""
+CREATE TABLE IF NOT EXISTS outcomes (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL, outcome TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS journal (run TEXT, version INTEGER, chunk TEXT NOT NULL, PRIMARY KEY (run, version)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, service TEXT NOT NULL, cid TEXT NOT NULL, state TEXT NOT NULL,
+    began REAL NOT NULL, changed REAL NOT NULL, until REAL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS runs_began ON runs (began);
+CREATE INDEX IF NOT EXISTS runs_until ON runs (until) WHERE until IS NOT NULL;
+PRAGMA user_version = {VERSION};
 """
-# One statement is one transaction: nobody comes between the look and the claim.
+# One statement: nobody comes between the look and the claim.
 _CLAIM = """
 INSERT INTO outcomes VALUES (:key, :owner, :until, NULL)
 ON CONFLICT (key) DO UPDATE SET owner = :owner, until = :until, outcome = NULL
 WHERE until <= :now OR (owner = :owner AND outcome IS NULL)
+"""
+# The key is the comparison: a journal's chunks are numbered without gaps, so whoever is late finds the number taken.
+_APPEND = """
+INSERT INTO journal SELECT :run, :version, :chunk
+WHERE :version = 0 OR EXISTS (SELECT 1 FROM journal WHERE run = :run AND version = :version - 1) ON CONFLICT DO NOTHING
+"""
+_HEAD = """
+INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (run) DO UPDATE SET cid = excluded.cid, state = excluded.state, began = excluded.began, changed = excluded.changed,
+    until = excluded.until
 """
 
 
@@ -40,50 +61,101 @@ class SqliteStore:
 
     def __init__(self, path: str) -> None:
         self._thread = ThreadPoolExecutor(1, "ackback-sqlite")
-        self._claims = 0
+        self._batches: Batches[Work, Any] = Batches(self._run_all)
+        self._pruned = time.monotonic()
         try:
             self._connection = self._thread.submit(_open, path).result()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ConfigurationError) as error:
             self._thread.shutdown()
-            raise ConfigurationError(f"idempotency.store: {path} cannot be used: {error}") from None
+            raise ConfigurationError(f"store.url: {path} cannot be used: {error}") from None
 
     async def claim(self, key: str, owner: str, lease: float) -> Claim | str:
-        return await self._run(lambda: self._claim(key, owner, lease))
-
-    def _claim(self, key: str, owner: str, lease: float) -> Claim | str:
-        now = time.time()
-        self._claims += 1
-        if self._claims % PRUNE_EVERY == 0:
-            self._connection.execute("DELETE FROM outcomes WHERE until <= ?", (now,))
-        values = {"key": key, "owner": owner, "until": now + lease, "now": now}
-        if self._connection.execute(_CLAIM, values).rowcount:
-            return Claim.OURS
-        row = self._connection.execute("SELECT outcome FROM outcomes WHERE key = ?", (key,)).fetchone()
-        return Claim.BUSY if row is None or row[0] is None else str(row[0])
+        return await self._batches.run(partial(_claim, key=key, owner=owner, lease=lease))  # type: ignore[no-any-return]
 
     async def keep(self, key: str, owner: str, outcome: str, seconds: float) -> bool:
         update = "UPDATE outcomes SET outcome = ?, until = ? WHERE key = ? AND owner = ?"
         values = (outcome, time.time() + seconds, key, owner)
-        return await self._run(lambda: self._connection.execute(update, values).rowcount == 1)
+        return await self._batches.run(lambda connection: connection.execute(update, values).rowcount == 1)  # type: ignore[no-any-return]
 
     async def release(self, key: str, owner: str) -> None:
         delete = "DELETE FROM outcomes WHERE key = ? AND owner = ? AND outcome IS NULL"
-        await self._run(lambda: self._connection.execute(delete, (key, owner)))
+        await self._batches.run(lambda connection: connection.execute(delete, (key, owner)))
+
+    async def read(self, run: str) -> list[str]:
+        select = "SELECT chunk FROM journal WHERE run = ? ORDER BY version"
+        return await self._batches.run(lambda connection: [row[0] for row in connection.execute(select, (run,))])  # type: ignore[no-any-return]
+
+    async def append(self, run: str, version: int, chunk: str, head: Head | None, keep: float | None) -> bool:
+        def append(connection: sqlite3.Connection) -> bool:
+            if not connection.execute(_APPEND, {"run": run, "version": version, "chunk": chunk}).rowcount:
+                return False
+            if head is not None:
+                connection.execute(_HEAD, (*head, None if keep is None else time.time() + keep))
+            return True
+
+        return await self._batches.run(append)  # type: ignore[no-any-return]
+
+    async def heads(
+        self, *, service: str | None = None, state: str | None = None, cid: str | None = None, most: int = 1000
+    ) -> list[Head]:
+        select = (
+            "SELECT run, service, cid, state, began, changed FROM runs WHERE (:service IS NULL OR service = :service) "
+            "AND (:state IS NULL OR state = :state) AND (:cid IS NULL OR cid = :cid) ORDER BY began DESC LIMIT :most"
+        )
+        values = {"service": service, "state": state, "cid": cid, "most": most}
+        return await self._batches.run(  # type: ignore[no-any-return]
+            lambda connection: [Head(*row) for row in connection.execute(select, values)]
+        )
 
     async def close(self) -> None:
-        await self._run(self._connection.close)
+        await self._batches.close()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
         self._thread.shutdown(wait=False)
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _run_all(self, batch: Sequence[Work]) -> Sequence[Any]:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, batch)
         except sqlite3.Error as error:
-            raise StoreError(f"the SQLite store of idempotent services failed: {error}") from None
+            raise StoreError(f"the SQLite store failed: {error}") from None
+
+    def _transaction(self, batch: Sequence[Work]) -> Sequence[Any]:
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            results = [work(connection) for work in batch]
+            if time.monotonic() - self._pruned > PRUNE_EVERY:
+                self._pruned = time.monotonic()
+                _prune(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return results
+
+
+def _claim(connection: sqlite3.Connection, key: str, owner: str, lease: float) -> Claim | str:
+    now = time.time()
+    if connection.execute(_CLAIM, {"key": key, "owner": owner, "until": now + lease, "now": now}).rowcount:
+        return Claim.OURS
+    row = connection.execute("SELECT outcome FROM outcomes WHERE key = ?", (key,)).fetchone()
+    return Claim.BUSY if row is None or row[0] is None else str(row[0])
+
+
+def _prune(connection: sqlite3.Connection) -> None:
+    now = time.time()
+    connection.execute("DELETE FROM outcomes WHERE until <= ?", (now,))
+    connection.execute("DELETE FROM journal WHERE run IN (SELECT run FROM runs WHERE until <= ?)", (now,))
+    connection.execute("DELETE FROM runs WHERE until <= ?", (now,))
 
 
 def _open(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=LOCKED_FOR, isolation_level=None)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        connection.close()
+        raise ConfigurationError(f"it was made by a later version of ackback (its tables are of version {version})")
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # what was kept survives a power cut
-    connection.execute(_TABLE)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.executescript(_TABLES)
     return connection

@@ -12,6 +12,9 @@ from broker.transport.interface import Transport
 from broker.transport.lane import LaneTransport
 from broker.transport.memory import MemoryBroker
 from tests.proxy import Proxy
+from tests.stores import postgresql_url, redis_url, store_url
+
+__all__ = ["postgresql_url", "redis_url", "store_url"]
 
 TRANSPORTS: dict[str, Callable[[Callable[[], str]], Transport]] = {
     "memory": lambda url: MemoryBroker(),

@@ -63,7 +63,7 @@ class Stage:
         (self.path / "config.toml").write_text(
             f"[broker]\nurl = {json.dumps(urls)}\ntransport = '{transport}'\n"
             "[services]\npaths = ['tests.faults.services']\n[worker]\ngrace = 10.0\n"
-            f"[idempotency]\nstore = 'sqlite://{self.path}/outcomes.db'\n"
+            f"[store]\nurl = 'sqlite://{self.path}/outcomes.db'\n"
         )
 
     def daemon(self, *arguments: str, again: bool = True) -> DaemonProcess:

@@ -149,7 +149,7 @@ def test_innocents_are_answered(
     try:
         (stage.path / "config.toml").write_text(
             f"[broker]\nurl = '{node.url}'\ntransport = '{transport}'\n[services]\npaths = ['tests.faults.innocent_services']\n"
-            f"[worker]\ngrace = 1.0\n[idempotency]\nstore = 'redis://127.0.0.1:{silent_server}/0'\n"
+            f"[worker]\ngrace = 1.0\n[store]\nurl = 'redis://127.0.0.1:{silent_server}/0'\n"
         )
         workers = 2 if misbehave is killers else 1
         daemon = DaemonProcess(stage, ("--workers", str(workers)), again=True)

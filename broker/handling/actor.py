@@ -1,0 +1,556 @@
+"""One run of a durable service at work: what comes for it is journalled, then what it asks is done, then what came is acknowledged.
+
+What comes while it is busy is taken together, in one append. The store takes an append only if it is the next one: of two processes that
+work on one run at once, the later reads again. A crash between append and confirm has the message delivered again, and what its
+answer had asked is published again, with the same CIDs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from copy import copy
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from broker.backoff import backoff
+from broker.durable import journal
+from broker.durable.journal import (
+    AGAIN,
+    BEGIN,
+    CANCEL,
+    CANCELLED,
+    DIED,
+    DONE,
+    DUE,
+    END,
+    ERROR,
+    FAILED,
+    FAILING,
+    GOT,
+    OK,
+    OVER,
+    REPEAT,
+    RUNNING,
+    SIGNAL,
+    Entry,
+    Journal,
+)
+from broker.durable.loop import NeverWaitsError
+from broker.durable.run import ChangedError, Question, Run
+from broker.errors import InvalidInputError, Problem
+from broker.handling import responses
+from broker.handling.durable import Again, DurableInvocation
+from broker.handling.invoker import Invoker
+from broker.handling.patience import PatientPublisher
+from broker.handling.steps import Steps
+from broker.hosting.definition import ServiceDefinition
+from broker.protocol import archive, bodies, problems, runs
+from broker.protocol import headers as h
+from broker.protocol.delays import delayed
+from broker.protocol.message import Message, Publishing, Reply
+from broker.protocol.outcomes import (
+    DEAD_ERROR,
+    DEAD_REASON,
+    NOTHING,
+    Outcome,
+    failure,
+    reply,
+    republished,
+    retried,
+)
+from broker.protocol.problems import problem
+from broker.service import Request
+from broker.stores.interface import Head, Store, StoreError
+
+MOST_AT_ONCE = 1000
+"""Messages that are taken together."""
+STORE_AGAIN = 1
+"""Seconds after which what could not be journalled comes again."""
+NO_RUN_TRIES = "no-run"
+"""The header that counts how often a run was looked for, each time a second later than the last."""
+MOST_NO_RUN_TRIES = 10
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all runs of a process share. A finished run is kept in the store for `keep` seconds."""
+
+    invoker: Invoker
+    store: Store
+    keep: float
+    publisher: PatientPublisher
+    run_in_thread: Callable[..., asyncio.Future[Any]]
+    file: Callable[[Publishing], Awaitable[None]]
+
+
+class Arrival:
+    """A message for a run; `step` is the one that it answers, None for a request or signal. `settled` has what is to be published before it
+    is acknowledged."""
+
+    def __init__(self, message: Message, step: int | None, *, redelivered: bool, is_reply: bool) -> None:
+        self.message = message
+        self.step = step
+        self.redelivered = redelivered
+        self.is_reply = is_reply
+        self.outcome: Outcome = NOTHING
+        self.settled: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+
+class TooLongError(Exception):
+    """A run has asked for more than a journal may hold."""
+
+    def __init__(self, steps: int, size: int) -> None:
+        super().__init__(
+            f"its journal has {steps:,} steps and {size / 1e6:,.0f} MB; at most {journal.MAX_STEPS:,} steps and "
+            f"{journal.MAX_BYTES / 1e6:,.0f} MB are kept: `return self.again(payload)` begins with an empty one"
+        )
+
+
+class _Behind(Exception):
+    """Another process has gone on with the run: it has to be read again."""
+
+
+class Actor:
+    """`told` is given what the store says, None if it works; `rest` is called when there is nothing to do."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        definition: ServiceDefinition,
+        run_id: str,
+        told: Callable[[StoreError | None], None],
+        rest: Callable[[Actor], None],
+    ) -> None:
+        self._workshop = workshop
+        self._definition = definition
+        self.run_id = run_id
+        self._told = told
+        self._rest = rest
+        self._steps = Steps(
+            workshop.publisher, workshop.file, workshop.run_in_thread, definition.name, run_id, self._answered
+        )
+        self._journal = Journal()
+        self._live: Run | None = None
+        self._request = Message()
+        self._is_fresh = False
+        self._asked: list[tuple[Run, Question]] = []
+        self._published = 0
+        """Chunks whose questions this process knows to be published."""
+        self._inbox: list[Arrival] = []
+        self._results: list[Entry] = []
+        self._held: list[Arrival] = []
+        self._working: asyncio.Task[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._working is not None or len(self._steps) > 0
+
+    @property
+    def weight(self) -> int:
+        """How much memory it takes: its steps."""
+        return 0 if self._live is None else 1 + len(self._live.questions)
+
+    def put(self, arrival: Arrival) -> None:
+        """A message has come."""
+        self._inbox.append(arrival)
+        self._go_on()
+
+    def let_go(self) -> None:
+        """Forget all that is in the store."""
+        if self._live is not None:
+            self._live.abandon()
+        self._live, self._journal, self._published = None, Journal(), 0
+
+    async def close(self) -> None:
+        await self._steps.close()
+        if self._working is not None:
+            self._working.cancel()
+            await asyncio.wait([self._working])
+        self.let_go()
+
+    def _answered(self, entry: Entry) -> None:
+        self._results.append(entry)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._working is None:
+            self._working = asyncio.ensure_future(self._work())
+
+    async def _work(self) -> None:
+        try:
+            while self._inbox or self._results:
+                batch, self._inbox = self._inbox[:MOST_AT_ONCE], self._inbox[MOST_AT_ONCE:]
+                self._held += batch
+                # Without a message in hand, what asked for the function comes again, and with it the function is run again.
+                results, self._results = self._results if self._held else [], []
+                try:
+                    await self._take_until_taken(batch, results)
+                except BaseException as error:
+                    self._give_up(error)
+                    if not isinstance(error, Exception):
+                        raise
+                else:
+                    self._told(None)
+                    # A function runs as long as what asked for it is not acknowledged: if its process dies, another runs it.
+                    if not len(self._steps) and not self._results:
+                        self._settle()
+        finally:
+            self._working = None
+            if not self.is_busy:
+                self._rest(self)
+
+    def _settle(self) -> None:
+        held, self._held = self._held, []
+        for arrival in held:
+            if not arrival.settled.done():
+                arrival.settled.set_result(arrival.outcome)
+
+    def _give_up(self, error: BaseException) -> None:
+        """What is not done comes again."""
+        self.let_go()
+        held, self._held = self._held, []
+        if isinstance(error, StoreError):
+            self._told(error)
+        for arrival in held:
+            if arrival.settled.done():
+                continue
+            if isinstance(error, StoreError):
+                arrival.settled.set_result(self._later(arrival, STORE_AGAIN))
+            else:
+                arrival.settled.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+
+    def _later(self, arrival: Arrival, seconds: int, **headers: Any) -> Outcome:
+        message = republished(arrival.message, is_reply=arrival.is_reply)
+        message.headers |= headers
+        return Outcome(again=delayed(Publishing(self._definition.name, message), seconds))
+
+    async def _take_until_taken(self, batch: list[Arrival], results: list[Entry]) -> None:
+        for pause in backoff(FIRST_PAUSE, LONGEST_PAUSE):
+            try:
+                await self._take(batch, results)
+            except _Behind:
+                self.let_go()
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    async def _take(self, batch: list[Arrival], results: list[Entry]) -> None:
+        """Journal what has come and what is asked then, and have that done."""
+        self._asked = []
+        again: set[int] = set()
+        self._is_fresh = self._journal.state is None
+        for arrival in batch:
+            arrival.outcome = NOTHING
+        if self._is_fresh:
+            await self._read(self._held[-1])
+        for entry in results:
+            if self._live is not None and self._live.takes(entry[2]):
+                self._happened(entry, self._held[-1])
+        for arrival in batch:
+            self._arrived(arrival, again)
+        if self._journal.open:
+            await self._append()
+        await self._steps.do(self._wanted(again), str(self._request.correlation_id))
+        self._published = self._journal.chunks
+        if self._journal.state != RUNNING and self._live is not None:
+            self._live.abandon()
+            self._live = None
+
+    def _wanted(self, again: set[int]) -> list[Question]:
+        """What is to be done: what was asked for just now, and the steps of which it is not known that it was done."""
+        wanted = [question for live, question in self._asked if live.wants(question)]
+        if self._live is not None:
+            repeated = (self._live.question(number) for number in sorted(again))
+            wanted += [one for one in repeated if one is not None and self._live.wants(one) and one not in wanted]
+        return wanted
+
+    async def _read(self, arrival: Arrival) -> None:
+        self._journal = Journal()
+        for text in await self._workshop.store.read(self.run_id):
+            for entry in journal.loads(text):
+                self._journal.add(entry)
+            self._journal.close(len(text))
+        if self._journal.state is not None:
+            self._request = archive.loads(self._journal.begin[3])
+            if (repeat := self._journal.repeat) is not None:
+                self._request.reply_to = repeat[2]
+        if self._journal.state == RUNNING:
+            self._replay(arrival)
+
+    def _replay(self, arrival: Arrival) -> None:
+        """Bring the handler to where the journal is."""
+        live = self._live = self._new_run()
+        entries = self._journal.entries[1:]
+        self._go_through(lambda: live.replay(entries), arrival)
+
+    def _new_run(self) -> Run:
+        begin = self._journal.begin
+        return Run(self._handle, begin[1], begin[4], int(self.run_id[:8], 16) << 24)
+
+    async def _handle(self, live: Run) -> Any:
+        """The handler, on its own loop."""
+        definition, message = self._definition, self._request
+        is_reply = h.STATUS in message.headers
+        responses.check_size(message, self._workshop.invoker.max_body)
+        request = Request(message, self._journal.attempt, False, h.read(message).source, is_reply)
+        service = definition.cls()
+        invocation = DurableInvocation(self._workshop.invoker, definition, live, self.run_id, request)
+        service._handling = invocation
+        handle = service.handle  # type: ignore[attr-defined]
+        result = await handle(*responses.arguments(definition, message, is_reply))
+        return invocation.response.payload if result is None else result
+
+    async def _append(self) -> None:
+        state, before = self._journal.state, self._journal.kept_state
+        assert state is not None
+        text = journal.dumps(self._journal.open)
+        head = None
+        if state != before:
+            cid, began = str(self._request.correlation_id), self._journal.begin[1]
+            head = Head(self.run_id, self._definition.name, cid, state, began, time.time())
+        keep = self._workshop.keep if state in OVER else None
+        if not await self._workshop.store.append(self.run_id, self._journal.chunks, text, head, keep):
+            raise _Behind
+        self._journal.close(len(text))
+
+    def _arrived(self, arrival: Arrival, again: set[int]) -> None:
+        if runs.SIGNAL in arrival.message.headers:
+            self._signalled(arrival, again)
+        elif arrival.step is not None:
+            self._answered_by(arrival, arrival.step, again)
+        else:
+            self._requested(arrival, again)
+
+    def _answered_by(self, arrival: Arrival, step: int, again: set[int]) -> None:
+        state, live = self._journal.state, self._live
+        if state is None:
+            self._no_run(arrival)
+        elif (chunk := self._journal.chunk_of(step)) is not None:
+            self._repeated(arrival, chunk, again)
+        elif state in (DONE, CANCELLED) or step < self._journal.begin[4]:
+            pass  # nobody waits for it any more
+        elif live is None or live.takes(step):
+            self._happened([GOT, time.time(), step, *_answer(arrival.message)], arrival)
+        elif not self._is_fresh:
+            raise _Behind
+        else:
+            self._no_run(arrival)
+
+    def _requested(self, arrival: Arrival, again: set[int]) -> None:
+        state, attempt = self._journal.state, arrival.message.headers.get(h.ATTEMPT, 1)
+        if state is None:
+            self._request = republished(arrival.message, is_reply=arrival.is_reply)
+            self._begin(0, arrival)
+        elif state == FAILING and attempt == self._journal.end[2] + 1:
+            self._try_again(attempt, [], arrival, again)
+        elif state == DIED and not arrival.redelivered:
+            step = self._journal.end[6]
+            self._try_again(1, [] if step is None else [step], arrival, again)
+        elif state in OVER:
+            arrival.outcome = self._outcome(arrival.message)
+        else:
+            self._note_where_to_reply(arrival.message)
+            self._repeated(arrival, 0, again)
+
+    def _note_where_to_reply(self, message: Message) -> None:
+        """Whoever asks for a run again, perhaps as it was not there any more, gets the reply."""
+        if message.reply_to and message.reply_to != self._request.reply_to:
+            self._request.reply_to = message.reply_to
+            self._journal.add([REPEAT, time.time(), message.reply_to])
+
+    def _signalled(self, arrival: Arrival, again: set[int]) -> None:
+        message, state = arrival.message, self._journal.state
+        name = message.headers[runs.SIGNAL]
+        try:
+            if not isinstance(name, str):
+                raise InvalidInputError(f"header 'signal' is a name, not {type(name).__name__}")
+            value = journal.value(bodies.decode(message))
+        except InvalidInputError as error:
+            told = problem("invalid", "Invalid signal", str(error), self._definition.name)
+            arrival.outcome = failure(message, "invalid", told)
+            return
+        digest = hashlib.blake2s(message.body, digest_size=8).hexdigest()
+        number = message.message_id or f"{name} {digest}"
+        if (chunk := self._journal.chunk_of(number)) is not None and (message.message_id or arrival.redelivered):
+            self._repeated(arrival, chunk, again)
+        elif state is None:
+            self._no_run(arrival)
+        elif state in (DONE, CANCELLED):
+            self._is_over(arrival)
+        elif name == runs.CANCEL:
+            self._happened([CANCEL, time.time()], arrival)
+            if state != RUNNING:
+                self._journal.add([END, time.time(), CANCELLED, OK, "", None, None])
+        else:
+            self._happened([SIGNAL, time.time(), name, *value, number], arrival)
+
+    def _repeated(self, arrival: Arrival, chunk: int, again: set[int]) -> None:
+        """What has come is journalled already: what came of it may not have been published."""
+        if not arrival.redelivered and chunk < self._published:
+            return
+        if chunk == self._journal.chunks - 1 and self._journal.state != RUNNING:
+            arrival.outcome = self._outcome()
+        elif chunk < self._journal.chunks:
+            again.update(self._journal.asked_in(chunk))
+
+    def _no_run(self, arrival: Arrival) -> None:
+        """The store may be behind, or the request still under way."""
+        message = arrival.message
+        tries = message.headers.get(NO_RUN_TRIES)
+        tries = tries + 1 if type(tries) is int else 1
+        if tries <= MOST_NO_RUN_TRIES:
+            arrival.outcome = self._later(arrival, tries, **{NO_RUN_TRIES: tries})
+            return
+        detail = (
+            f"there is no run of {self._definition.name!r} that it is for: has it ended long ago, do all daemons that host the service "
+            "share one store ([store] url)?"
+        )
+        arrival.outcome = _not_answered(message, self._definition.name, detail)
+
+    def _is_over(self, arrival: Arrival) -> None:
+        _, at, state, *_ = self._journal.end
+        when = datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        arrival.outcome = _not_answered(
+            arrival.message, self._definition.name, f"the run that it is for is over: {state} at {when}"
+        )
+
+    def _begin(self, first: int, arrival: Arrival) -> None:
+        self._journal.add([BEGIN, time.time(), self._definition.name, archive.dumps(self._request), first])
+        live = self._live = self._new_run()
+        self._go_through(live.begin, arrival)
+
+    def _try_again(self, attempt: int, forgotten: list[int], arrival: Arrival, again: set[int]) -> None:
+        self._note_where_to_reply(arrival.message)
+        self._journal.add([AGAIN, time.time(), attempt, forgotten])
+        again.update(forgotten)
+        self._replay(arrival)
+
+    def _happened(self, entry: Entry, arrival: Arrival) -> None:
+        """Go on with what has come. If no attempt is under way, it is kept for the next."""
+        self._journal.add(entry)
+        if (live := self._live) is not None:
+            self._go_through(lambda: live.feed(entry), arrival)
+
+    def _go_through(self, action: Callable[[], None], arrival: Arrival) -> None:
+        """Have the handler go on, and note what it asks for, and how it ends."""
+        live = self._live
+        assert live is not None
+        try:
+            action()
+            if self._journal.asked > journal.MAX_STEPS or self._journal.size > journal.MAX_BYTES:
+                raise TooLongError(self._journal.asked, self._journal.size)
+        except (ChangedError, NeverWaitsError, TooLongError) as error:
+            live.abandon()
+            self._live = None
+            reason = "changed" if isinstance(error, ChangedError) else "error"
+            self._died(reason, problem(reason, type(error).__name__, str(error), self._definition.name), arrival)
+            return
+        for question in live.questions[self._journal.asked :]:
+            self._journal.add(question.entry)
+            self._asked.append((live, question))
+        if live.is_done:
+            self._ended(live, arrival)
+
+    def _ended(self, live: Run, arrival: Arrival) -> None:
+        try:
+            result = live.task.result()
+            if isinstance(result, Again):
+                self._begin_anew(live, result, arrival)
+                return
+            body, content_type, headers = responses.encoded(self._definition, result)
+        except asyncio.CancelledError:
+            self._journal.add([END, time.time(), CANCELLED, OK, "", None, None])
+        except BaseException as error:
+            self._failed(responses.failure_in(error), live, arrival)
+            return
+        else:
+            self._journal.add([END, time.time(), DONE, *_kept_body(body), content_type, headers])
+        arrival.outcome = self._outcome()
+
+    def _begin_anew(self, live: Run, again: Again, arrival: Arrival) -> None:
+        if not self._journal.has_gone_on:
+            raise RuntimeError("`again` without having waited for anything: that has no end")
+        body, content_type, _ = responses.encoded(self._definition, Reply(again.payload))
+        request = copy(self._request)
+        request.body, request.content_type = body, content_type
+        self._request = request
+        live.abandon()
+        self._begin(live.next_number, arrival)
+        for name, outcome, value in live.signals_left:
+            if self._live is not None and not self._live.is_done:
+                self._happened([SIGNAL, time.time(), name, outcome, value, ""], arrival)
+
+    def _failed(self, error: Exception, live: Run, arrival: Arrival) -> None:
+        while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        name, attempt = self._definition.name, self._journal.attempt
+        step = live.step_that_raised(error)
+        # What a step has answered it will always have answered: to try again would change nothing.
+        seconds = None if step is not None else responses.wait(self._definition, attempt, error)
+        if seconds is None:
+            dead = responses.final(name, self._request, attempt, error).dead
+            assert dead is not None
+            told = dead.message.headers[DEAD_ERROR]
+            died_of = step if step is not None and step == self._journal.last_answer() else None
+            reason = dead.message.headers[DEAD_REASON]
+            self._journal.add([FAILED, time.time(), attempt, reason, told, None, died_of])
+        else:
+            told = problems.to_json(problem("error", type(error).__name__, str(error), name, attempt)).decode()
+            logging.getLogger(name).warning("attempt %d failed: %s; the next one in %d s", attempt, error, seconds)
+            self._journal.add([FAILED, time.time(), attempt, "error", told, seconds, None])
+        arrival.outcome = self._outcome()
+
+    def _died(self, reason: str, told: Problem, arrival: Arrival) -> None:
+        logging.getLogger(self._definition.name).error("%s: %s", told.title, told.detail)
+        kept = problems.to_json(told).decode()
+        self._journal.add([FAILED, time.time(), self._journal.attempt, reason, kept, None, None])
+        arrival.outcome = self._outcome()
+
+    def _outcome(self, repeat: Message | None = None) -> Outcome:
+        """What is to be published as the run, or its attempt, has ended; for a repeat of its request, that is what is answered."""
+        request, name, end = repeat or self._request, self._definition.name, self._journal.end
+        if end[0] == FAILED:
+            _, _, attempt, reason, kept, wait, _ = end
+            error = problems.from_json(kept.encode(), name)
+            if wait is not None:
+                return retried(request, name, attempt + 1, wait, error, is_reply=h.STATUS in request.headers)
+            return failure(request, reason, error, str(json.loads(kept).get("traceback", "")))
+        _, _, state, outcome, value, content_type, headers = end
+        if state == CANCELLED:
+            told = problem("cancelled", "Cancelled", "the run was cancelled", name)
+            return failure(request, "cancelled", told)._replace(dead=None)
+        body = journal.payload(outcome, value)
+        replied = reply(request, name, body if isinstance(body, bytes) else body.encode(), content_type, headers)
+        return NOTHING if replied is None else Outcome(replied)
+
+
+def _answer(message: Message) -> tuple[str, Any]:
+    """The outcome and value of what answers a step."""
+    if message.type == runs.TIMER:
+        return DUE, None
+    if message.headers.get(h.STATUS) == h.ERROR:
+        replier = str(message.headers.get(h.SERVICE, ""))
+        return ERROR, problems.to_json(problems.from_json(message.body, replier)).decode()
+    try:
+        return journal.value(bodies.decode(message))
+    except InvalidInputError as error:
+        told = problem("invalid", "Invalid reply", str(error), str(message.headers.get(h.SERVICE, "")))
+        return ERROR, problems.to_json(told).decode()
+
+
+def _not_answered(message: Message, service: str, detail: str) -> Outcome:
+    return failure(message, "no-run", problem("no-run", "No run", detail, service))._replace(reply=None)
+
+
+def _kept_body(body: bytes) -> tuple[str, Any]:
+    try:
+        return OK, body.decode()
+    except UnicodeDecodeError:
+        return journal.value(body)
