@@ -298,7 +298,8 @@ class Actor:
         """The handler, on its own loop."""
         definition, message = self._definition, self._request
         is_reply = h.STATUS in message.headers
-        responses.check_size(message, self._workshop.invoker.max_body)
+        if len(message.body) > self._workshop.invoker.max_body:
+            raise responses.TooLarge(len(message.body), self._workshop.invoker.max_body)
         request = Request(message, self._journal.attempt, False, h.read(message).source, is_reply)
         service = definition.cls()
         invocation = DurableInvocation(self._workshop.invoker, definition, live, self.run_id, request)

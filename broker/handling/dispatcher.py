@@ -11,10 +11,11 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from broker.errors import ConnectionLostError
-from broker.handling import events, responses
+from broker.handling import events
 from broker.handling.eager import directly
 from broker.handling.invocation import Invocation
 from broker.handling.invoker import Invoker
+from broker.handling.responses import TimeoutExceeded, TooLarge, answer, arguments, failed, failure_in
 from broker.hosting.definition import ServiceDefinition
 from broker.log import handling
 from broker.protocol import headers as h
@@ -76,7 +77,8 @@ class Dispatcher:
         began = time.time()
         try:
             try:
-                responses.check_size(message, self._max_body)
+                if len(message.body) > self._max_body:
+                    raise TooLarge(len(message.body), self._max_body)
                 headers = h.read(message) if reply_headers is None else reply_headers
                 if headers.attempt > 1:
                     handling.set((cid, definition.name, headers.attempt))
@@ -97,25 +99,25 @@ class Dispatcher:
                     outcome = await self._handle_error(definition, service, invocation, message)
                     return outcome
                 handle = service.handle  # type: ignore[attr-defined]
-                arguments = responses.arguments(definition, message, is_reply)
+                args = arguments(definition, message, is_reply)
                 handed_over = 0.0 if deadline is None else time.monotonic()
                 if definition.is_async and definition.timeout is None:
-                    result = await handle(*arguments)
+                    result = await handle(*args)
                 else:
-                    result = await self._run(definition, definition.is_async, handle, *arguments)
+                    result = await self._run(definition, definition.is_async, handle, *args)
                 if handed_over:
                     self._deadlines.took(definition.name, time.monotonic() - handed_over)
-                answer = responses.answer(definition, message, invocation.payload if result is None else result)
+                answered = answer(definition, message, invocation.payload if result is None else result)
             finally:
                 ended()
             if invocation.sent:
                 await invocation.confirmed()
-            outcome = answer
+            outcome = answered
             return outcome
         except ConnectionLostError:
             raise
         except BaseException as error:
-            outcome = responses.failed(definition, message, reply_headers is not None, responses.failure_in(error))
+            outcome = failed(definition, message, reply_headers is not None, failure_in(error))
             return outcome
         finally:
             if invocation is not None:
@@ -163,9 +165,7 @@ class Dispatcher:
                 return await awaitable
         except TimeoutError:
             if scope.expired():
-                raise responses.TimeoutExceeded(
-                    f"it took longer than its timeout of {definition.timeout:g} s"
-                ) from None
+                raise TimeoutExceeded(f"it took longer than its timeout of {definition.timeout:g} s") from None
             raise
 
 

@@ -30,15 +30,6 @@ class TooLarge(Exception):
         super().__init__(f"the body has {size} bytes; at most {maximum} are allowed ([worker] max_body)")
 
 
-def check_size(message: Message, maximum: int) -> None:
-    """
-    Raises:
-        TooLarge: the body has more bytes.
-    """
-    if len(message.body) > maximum:
-        raise TooLarge(len(message.body), maximum)
-
-
 def failure_in(error: BaseException) -> Exception:
     """What a handler raised, as its failure.
 
