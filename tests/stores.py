@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -27,30 +30,56 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process.wait()
 
 
+class PostgresqlServer:
+    """A PostgreSQL of the tests' own in a folder, from Debian's package, that may be killed. Used with `with`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._programs = installed("usr/lib/postgresql/*/bin/initdb", "postgresql")
+        self._port = free_port()
+        self._data = folder / "data"
+        folder.mkdir(exist_ok=True)
+        # It refuses to run as root.
+        self._as_user: dict[str, Any] = {"user": "postgres", "cwd": "/"} if os.geteuid() == 0 else {}
+        if self._as_user:
+            for parent in (folder, *folder.parents):
+                if (
+                    parent.owner() == "root"
+                    and parent.is_relative_to(tempfile.gettempdir())
+                    and parent != Path(tempfile.gettempdir())
+                ):
+                    parent.chmod(0o755)
+            shutil.chown(folder, "postgres")
+        initdb = [str(self._programs / "initdb"), "-D", str(self._data), "-U", "ackback", "-A", "trust"]
+        subprocess.run(initdb, check=True, capture_output=True, **self._as_user)
+        self.url = f"postgresql://ackback@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        program = str(self._programs / "postgres")
+        command = [program, "-D", str(self._data), "-p", str(self._port), "-h", "127.0.0.1", "-k", ""]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, process_group=0, **self._as_user)
+        is_ready = [str(self._programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(self._port)]
+        while subprocess.run(is_ready, capture_output=True).returncode:
+            assert self._process.poll() is None
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
 @pytest.fixture(scope="session")
 def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL of the tests' own, from Debian's package."""
-    programs = installed("usr/lib/postgresql/*/bin/initdb", "postgresql")
-    folder = tmp_path_factory.mktemp("postgresql")
-    # It refuses to run as root.
-    as_user: dict[str, Any] = {"user": "postgres", "cwd": "/"} if os.geteuid() == 0 else {}
-    if as_user:
-        for parent in (folder, *folder.parents):
-            if parent.owner() == "root" and parent.name.startswith(("pytest-", "popen-", "postgresql")):
-                parent.chmod(0o755)
-        shutil.chown(folder, "postgres")
-    data, port = folder / "data", free_port()
-    initdb = [str(programs / "initdb"), "-D", str(data), "-U", "ackback", "-A", "trust", "-N"]
-    subprocess.run(initdb, check=True, capture_output=True, **as_user)
-    command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", ""]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **as_user)
-    while subprocess.run(
-        [str(programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)], capture_output=True
-    ).returncode:
-        assert process.poll() is None
-    yield f"postgresql://ackback@127.0.0.1:{port}/postgres"
-    process.terminate()
-    process.wait()
+    with PostgresqlServer(tmp_path_factory.mktemp("postgresql")) as server:
+        yield server.url
 
 
 def installed(pattern: str, package: str) -> Path:

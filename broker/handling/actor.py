@@ -141,8 +141,10 @@ class Actor:
         self._request = Message()
         self._is_fresh = False
         self._asked: list[tuple[Run, Question]] = []
-        self._published = 0
-        """Chunks whose questions this process knows to be published."""
+        self._published: set[int] = set()
+        """The chunks whose questions this process knows to be published."""
+        self._again: set[int] = set()
+        """The steps of which it is not known that they were published, of those that are looked at now."""
         self._inbox: list[Arrival] = []
         self._results: list[Entry] = []
         self._held: list[Arrival] = []
@@ -166,7 +168,7 @@ class Actor:
         """Forget all that is in the store."""
         if self._live is not None:
             self._live.abandon()
-        self._live, self._journal, self._published = None, Journal(), 0
+        self._live, self._journal, self._published = None, Journal(), set()
 
     async def close(self) -> None:
         await self._steps.close()
@@ -244,7 +246,8 @@ class Actor:
     async def _take(self, batch: list[Arrival], results: list[Entry]) -> None:
         """Journal what has come and what is asked then, and have that done."""
         self._asked = []
-        again: set[int] = set()
+        self._again = set()
+        repeated: set[int] = set()
         self._is_fresh = self._journal.state is None
         for arrival in batch:
             arrival.outcome = NOTHING
@@ -254,20 +257,21 @@ class Actor:
             if self._live is not None and self._live.takes(entry[2]):
                 self._happened(entry, self._held[-1])
         for arrival in batch:
-            self._arrived(arrival, again)
+            self._arrived(arrival, repeated)
         if self._journal.open:
+            repeated.add(self._journal.chunks)
             await self._append()
-        await self._steps.do(self._wanted(again), str(self._request.correlation_id))
-        self._published = self._journal.chunks
+        await self._steps.do(self._wanted(), str(self._request.correlation_id))
+        self._published |= repeated
         if self._journal.state != RUNNING and self._live is not None:
             self._live.abandon()
             self._live = None
 
-    def _wanted(self, again: set[int]) -> list[Question]:
+    def _wanted(self) -> list[Question]:
         """What is to be done: what was asked for just now, and the steps of which it is not known that it was done."""
         wanted = [question for live, question in self._asked if live.wants(question)]
         if self._live is not None:
-            repeated = (self._live.question(number) for number in sorted(again))
+            repeated = (self._live.question(number) for number in sorted(self._again))
             wanted += [one for one in repeated if one is not None and self._live.wants(one) and one not in wanted]
         return wanted
 
@@ -321,20 +325,20 @@ class Actor:
             raise _Behind
         self._journal.close(len(text))
 
-    def _arrived(self, arrival: Arrival, again: set[int]) -> None:
+    def _arrived(self, arrival: Arrival, repeated: set[int]) -> None:
         if runs.SIGNAL in arrival.message.headers:
-            self._signalled(arrival, again)
+            self._signalled(arrival, repeated)
         elif arrival.step is not None:
-            self._answered_by(arrival, arrival.step, again)
+            self._answered_by(arrival, arrival.step, repeated)
         else:
-            self._requested(arrival, again)
+            self._requested(arrival, repeated)
 
-    def _answered_by(self, arrival: Arrival, step: int, again: set[int]) -> None:
+    def _answered_by(self, arrival: Arrival, step: int, repeated: set[int]) -> None:
         state, live = self._journal.state, self._live
         if state is None:
             self._no_run(arrival)
         elif (chunk := self._journal.chunk_of(step)) is not None:
-            self._repeated(arrival, chunk, again)
+            self._repeated(arrival, chunk, repeated)
         elif state in (DONE, CANCELLED) or step < self._journal.begin[4]:
             pass  # nobody waits for it any more
         elif live is None or live.takes(step):
@@ -344,21 +348,21 @@ class Actor:
         else:
             self._no_run(arrival)
 
-    def _requested(self, arrival: Arrival, again: set[int]) -> None:
+    def _requested(self, arrival: Arrival, repeated: set[int]) -> None:
         state, attempt = self._journal.state, arrival.message.headers.get(h.ATTEMPT, 1)
         if state is None:
             self._request = republished(arrival.message, is_reply=arrival.is_reply)
             self._begin(0, arrival)
         elif state == FAILING and attempt == self._journal.end[2] + 1:
-            self._try_again(attempt, [], arrival, again)
+            self._try_again(attempt, [], arrival)
         elif state == DIED and not arrival.redelivered:
             step = self._journal.end[6]
-            self._try_again(1, [] if step is None else [step], arrival, again)
+            self._try_again(1, [] if step is None else [step], arrival)
         elif state in OVER:
             arrival.outcome = self._outcome(arrival.message)
         else:
             self._note_where_to_reply(arrival.message)
-            self._repeated(arrival, 0, again)
+            self._repeated(arrival, 0, repeated)
 
     def _note_where_to_reply(self, message: Message) -> None:
         """Whoever asks for a run again, perhaps as it was not there any more, gets the reply."""
@@ -366,7 +370,7 @@ class Actor:
             self._request.reply_to = message.reply_to
             self._journal.add([REPEAT, time.time(), message.reply_to])
 
-    def _signalled(self, arrival: Arrival, again: set[int]) -> None:
+    def _signalled(self, arrival: Arrival, repeated: set[int]) -> None:
         message, state = arrival.message, self._journal.state
         name = message.headers[runs.SIGNAL]
         try:
@@ -380,7 +384,7 @@ class Actor:
         digest = hashlib.blake2s(message.body, digest_size=8).hexdigest()
         number = message.message_id or f"{name} {digest}"
         if (chunk := self._journal.chunk_of(number)) is not None and (message.message_id or arrival.redelivered):
-            self._repeated(arrival, chunk, again)
+            self._repeated(arrival, chunk, repeated)
         elif state is None:
             self._no_run(arrival)
         elif state in (DONE, CANCELLED):
@@ -392,14 +396,15 @@ class Actor:
         else:
             self._happened([SIGNAL, time.time(), name, *value, number], arrival)
 
-    def _repeated(self, arrival: Arrival, chunk: int, again: set[int]) -> None:
+    def _repeated(self, arrival: Arrival, chunk: int, repeated: set[int]) -> None:
         """What has come is journalled already: what came of it may not have been published."""
-        if not arrival.redelivered and chunk < self._published:
+        if not arrival.redelivered and chunk in self._published:
             return
         if chunk == self._journal.chunks - 1 and self._journal.state != RUNNING:
             arrival.outcome = self._outcome()
         elif chunk < self._journal.chunks:
-            again.update(self._journal.asked_in(chunk))
+            self._again.update(self._journal.asked_in(chunk))
+            repeated.add(chunk)
 
     def _no_run(self, arrival: Arrival) -> None:
         """The store may be behind, or the request still under way."""
@@ -427,10 +432,10 @@ class Actor:
         live = self._live = self._new_run()
         self._go_through(live.begin, arrival)
 
-    def _try_again(self, attempt: int, forgotten: list[int], arrival: Arrival, again: set[int]) -> None:
+    def _try_again(self, attempt: int, forgotten: list[int], arrival: Arrival) -> None:
         self._note_where_to_reply(arrival.message)
         self._journal.add([AGAIN, time.time(), attempt, forgotten])
-        again.update(forgotten)
+        self._again.update(forgotten)
         self._replay(arrival)
 
     def _happened(self, entry: Entry, arrival: Arrival) -> None:

@@ -176,6 +176,8 @@ class Daemon:
                 break
             logger.warning("the connection to %s was lost: %s; reconnecting", self._transport.address, reason)
             self._arrivals.forgive()
+            if self._flight_recorder is not None:
+                self._flight_recorder.lost(reason)
             await self._abandon()
             pauses, told = backoff(RECONNECT_FIRST, RECONNECT_MAXIMUM), reason
             await asyncio.sleep(next(pauses))

@@ -20,7 +20,7 @@ from broker.errors import AckbackError, BrokerUnavailableError, ConnectionLostEr
 from broker.handling.arrivals import Arrivals
 from broker.hosting.definition import ServiceDefinition
 from broker.log import logger
-from broker.protocol.events import DAEMON, Event, event_stream
+from broker.protocol.events import DAEMON, EVENTS, Event, event_stream
 from broker.recording.recorder import Recorder
 from broker.settings import EventsSection
 from broker.transport.interface import Connection
@@ -30,6 +30,8 @@ DESCRIBED_EVERY = 120
 """Signs of life: so often one of them tells what the services are, as the stream forgets what is old."""
 MAX_SCHEMA = 16_384
 """Characters of a JSON Schema; a larger one is not told."""
+PAUSE = 10.0
+"""Seconds for which nothing is written after the record has cost a connection."""
 DECLARE_EVERY = 5.0
 """Seconds at least between two declarations, should the stream be deleted again and again."""
 
@@ -41,6 +43,9 @@ class FlightRecorder:
         self._stream = event_stream(settings.max_age, settings.max_bytes, settings.segment_bytes)
         self._self = {"host": socket.gethostname(), "pid": os.getpid(), "version": version("ackback")}
         self._described: dict[str, tuple[str, Event]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._paused_until = 0.0
+        self._resume: asyncio.TimerHandle | None = None
         self._missing = asyncio.Event()
         self._is_described = False
         self._told: str | None = None
@@ -48,11 +53,25 @@ class FlightRecorder:
         self.recorder = Recorder(self._missing.set)
 
     def connected(self, connection: Connection) -> None:
+        if self._resume is not None:
+            self._resume.cancel()
+        rest = self._paused_until - self._loop.time()
+        if rest > 0:
+            self._resume = self._loop.call_later(rest, self.connected, connection)
+            return
         self.recorder.connection = connection
         self._missing.set()
 
     def disconnected(self) -> None:
+        if self._resume is not None:
+            self._resume.cancel()
         self.recorder.connection = None
+
+    def lost(self, reason: str) -> None:
+        """A connection was lost. RabbitMQ ends one that publishes to a stream which is not there yet after its own restart: then nothing is
+        written for a while, or the next connection would end as soon."""
+        if EVENTS in reason:
+            self._paused_until = self._loop.time() + PAUSE
 
     def stop(self) -> None:
         """Have `run` end, also where aiormq swallows its cancellation."""

@@ -1,0 +1,152 @@
+"""Runs of a durable service while daemons are killed, the broker and the store go and come back: each ends as it would have undisturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from tests.faults.durable_services import LEDGER, expected
+from tests.faults.nodes import Node, cluster
+from tests.faults.stage import DaemonProcess, Stage
+from tests.stores import PostgresqlServer
+
+RUNS = int(os.environ.get("ACKBACK_RUNS", "100"))
+KILLS = 10
+PATIENCE = 60.0
+"""Seconds without news after which what has not ended has not ended."""
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with cluster(1) as nodes:
+        yield nodes[0]
+
+
+class Clients:
+    """Begin the runs, send their signals, and collect the replies. What is not confirmed is sent again, with the same CID."""
+
+    def __init__(self, node: Node) -> None:
+        self._url = node.url
+        self.replies: dict[int, list[Any]] = defaultdict(list)
+        self._connect()
+
+    def _connect(self) -> None:
+        while True:
+            try:
+                self._connection = pika.BlockingConnection(pika.URLParameters(self._url))
+                self._channel = self._connection.channel()
+                self._channel.confirm_delivery()
+                self._channel.queue_declare("attack.replies", durable=True, arguments={"x-queue-type": "quorum"})
+                return
+            except (pika.exceptions.AMQPError, OSError):
+                time.sleep(0.2)
+
+    def publish(self, order: int, body: Any, headers: dict[str, Any], message_id: str) -> None:
+        properties = pika.BasicProperties(
+            correlation_id=f"order-{order}",
+            message_id=message_id,
+            reply_to="attack.replies",
+            content_type="application/json",
+            delivery_mode=2,
+            headers=headers,
+        )
+        while True:
+            try:
+                self._channel.basic_publish(
+                    "", "attack.checkout", json.dumps(body).encode(), properties, mandatory=True
+                )
+                return
+            except (pika.exceptions.AMQPError, OSError):
+                self._connect()
+
+    def collect(self) -> None:
+        try:
+            while (found := self._channel.basic_get("attack.replies", auto_ack=True))[0]:
+                _, properties, body = found
+                assert properties is not None
+                self.replies[int(str(properties.correlation_id).removeprefix("order-"))].append(json.loads(body))
+        except (pika.exceptions.AMQPError, OSError):
+            self._connect()
+
+    def collect_until(self, condition: Callable[[], bool]) -> None:
+        seen, since = -1, time.monotonic()
+        while not condition():
+            self.collect()
+            if len(self.replies) != seen:
+                seen, since = len(self.replies), time.monotonic()
+            assert time.monotonic() - since < PATIENCE, f"only {seen} of {RUNS} runs have ended"
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def store_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PostgresqlServer | None]:
+    if request.param == "sqlite":
+        yield None
+        return
+    with PostgresqlServer(tmp_path / "postgresql") as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("transport", "store_server"), [("lane", "sqlite"), ("aio-pika", "postgresql")], indirect=["store_server"]
+)
+def test_every_run_ends_as_it_would_have(
+    transport: str, store_server: PostgresqlServer | None, node: Node, tmp_path: Path
+) -> None:
+    rng = random.Random(1)
+    ledger = tmp_path / "ledger"
+    ledger.mkdir()
+    stage = Stage([node.url], transport, rng)
+    stage.environment[LEDGER] = str(ledger)
+    url = store_server.url if store_server else f"sqlite://{stage.path}/ackback.db"
+    (stage.path / "config.toml").write_text(
+        f"[broker]\nurl = '{node.url}'\ntransport = '{transport}'\n[services]\npaths = ['tests.faults.durable_services']\n"
+        f"[worker]\ngrace = 5.0\n[store]\nurl = '{url}'\n"
+    )
+    try:
+        daemons = [stage.daemon(), stage.daemon()]
+        clients = Clients(node)
+        for order in range(RUNS):
+            clients.publish(order, order, {}, f"request-{order}")
+            for again in range(3 if order % 10 == 0 else 1):
+                clients.publish(order, f"by {order}", {"signal": "approved"}, f"signal-{order}")
+                if again:
+                    clients.publish(order, order, {}, f"request-{order}")
+            if order % (RUNS // KILLS) == RUNS // KILLS - 1:
+                kill(rng.choice(daemons))
+            if order == RUNS // 2:
+                node.kill()
+                node.start()
+                if store_server is not None:
+                    store_server.kill()
+                    store_server.start()
+        clients.collect_until(lambda: len(clients.replies) == RUNS)
+        for order, replies in clients.replies.items():
+            assert [one for one in replies if one != expected(order)] == []
+        assert asked_twice(ledger) == {}
+    finally:
+        stage.close()
+
+
+def kill(daemon: DaemonProcess) -> None:
+    daemon.kill()
+
+
+def asked_twice(ledger: Path) -> dict[str, set[str]]:
+    """What targets were asked for under several CIDs: by their own count they would have done it more than once."""
+    cids: dict[str, set[str]] = defaultdict(set)
+    for file in ledger.iterdir():
+        for line in file.read_text().splitlines():
+            what, _, cid = line.rpartition(" ")
+            cids[what].add(cid)
+    assert len(cids) >= RUNS * 7
+    return {what: found for what, found in cids.items() if len(found) > 1}
