@@ -441,7 +441,7 @@ class Actor:
     def _happened(self, entry: Entry, arrival: Arrival) -> None:
         """Go on with what has come. If no attempt is under way, it is kept for the next."""
         self._journal.add(entry)
-        if (live := self._live) is not None:
+        if (live := self._live) is not None and self._journal.state == RUNNING:
             self._go_through(lambda: live.feed(entry), arrival)
 
     def _go_through(self, action: Callable[[], None], arrival: Arrival) -> None:

@@ -15,9 +15,10 @@ from broker import RemoteError, Service
 from broker.errors import ConfigurationError, ServiceDefinitionError, UnroutableError
 from broker.hosting import registry
 from broker.process.daemon import Daemon
-from broker.protocol.message import Message
+from broker.protocol.message import Message, Publishing
 from broker.protocol.outcomes import DEAD_ERROR, DEAD_REASON
 from broker.protocol.queues import own_queue
+from broker.protocol.runs import run_id
 from broker.settings import Settings
 from broker.stores.factory import open_store
 from broker.stores.interface import Head
@@ -272,6 +273,41 @@ def test_what_comes_again_changes_nothing(transport: Transport, sqlite: dict[str
             assert asked.empty()
             await daemon.publish(name, begin)
             assert json.loads((await inbox.next()).body) == ["first", "went"]
+
+    run(test())
+
+
+def test_what_comes_together_with_the_end_ends_it_once(transport: Transport, sqlite: dict[str, Any], shop: Shop) -> None:
+    foreign = unique("foreign")
+
+    async def handle(self: Any) -> Any:
+        async with asyncio.TaskGroup() as group:
+            for n in range(3):
+                group.create_task(self.call(foreign, n))
+
+    name = shop.durable(handle)
+
+    async def test() -> None:
+        async with running(transport, *shop.services, **sqlite) as daemon:
+            await daemon.connection.declare(own_queue(foreign))
+            asked: list[Message] = []
+
+            def replier(delivery: Any) -> None:
+                asked.append(delivery.message)
+                delivery.ack()
+                for one in asked if len(asked) == 3 else ():
+                    failed = Message(b"{}", {"status": "error"}, correlation_id=one.correlation_id)
+                    daemon.connection.publish(Publishing(str(one.reply_to), failed))
+
+            await daemon.connection.consume(foreign, 10, replier, lambda _: None)
+            begin = request()
+            await daemon.ask(name, begin)
+            store = open_store(sqlite["store"]["url"])
+            chunks = await store.read(run_id(name, str(begin.correlation_id)))
+            await store.close()
+            entries = [entry for chunk in chunks for entry in json.loads(chunk)]
+            assert [entry[0] for entry in entries].count("failed") == 1
+            await daemon.dead_letter(str(begin.correlation_id))
 
     run(test())
 
