@@ -7,6 +7,16 @@
 `services` runs the services of the project's configuration on the embedded broker; with `pytest --ackback-url URL` the same
 tests run against RabbitMQ. On the embedded broker a retry's wait and a `delay=` pass at once. Such tests need no other plugin for
 `async def`. `ackback_rabbitmq` starts a RabbitMQ in a container.
+
+    async def test_checkout(services):
+        run = await services.start("shop.checkout", {"item": "tea"})
+        await services.settle()
+        assert run.waiting_for == ["approved"]
+        await run.signal("approved", "by Ann")
+        assert await run.result() == {"number": 4711}
+
+The timers of durable services pass while `result` is awaited, at once and in order. With `pytest --ackback-replay` every message has its
+run read from its journal and run again from the top: a handler that does not ask the same questions every time is found.
 """
 
 from __future__ import annotations
@@ -14,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +34,7 @@ import pytest
 
 if TYPE_CHECKING:
     from broker.client import AsyncClient
+    from broker.durable.journal import Journal
     from broker.errors import Problem
     from broker.hosting.registry import Registry
     from broker.process.daemon import Daemon
@@ -45,6 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="memory://",
         help="run the `services` fixture against this RabbitMQ instead of the embedded broker",
     )
+    group.addoption(
+        "--ackback-replay",
+        action="store_true",
+        help="have durable services run again from the top after every step, as after a crash",
+    )
     parser.addini(
         "ackback_config", "the configuration for the `services` fixture, relative to the root directory", default=""
     )
@@ -65,6 +82,7 @@ def services(request: pytest.FixtureRequest) -> Iterator[Services]:
             for path in config.getini("ackback_services")
         ]
         or None,
+        replay=config.getoption("--ackback-replay"),
     )
 
 
@@ -112,11 +130,18 @@ class Services:
     `client` is an `AsyncClient`; its calls are here directly, too.
     """
 
-    def __init__(self, runner: asyncio.Runner, settings: Settings, registry: Registry, transport: Transport) -> None:
+    def __init__(
+        self, runner: asyncio.Runner, settings: Settings, registry: Registry, transport: Transport, *, replay: bool
+    ) -> None:
         self._runner = runner
         self._settings = settings
         self._registry = registry
         self._transport = transport
+        from broker.handling.runs import CACHED_RUNS
+        from broker.stores.memory import MemoryStore
+
+        self._store = MemoryStore()
+        self._cached_runs = 0 if replay else CACHED_RUNS
         self._records = _Records()
         self._dead: list[DeadLetter] = []
         self._daemon: Daemon
@@ -142,6 +167,12 @@ class Services:
         """See `AsyncClient.call`."""
         return await self.client.call(name, payload, timeout=timeout)
 
+    async def start(self, name: Any, payload: Any = "") -> DurableRun:
+        """Begin a run of a durable service."""
+        from broker.protocol.cids import new_cid
+
+        return await DurableRun._begun(self, self._registry.name_of(name), payload, new_cid())
+
     async def settle(self, timeout: float = SETTLE_TIMEOUT) -> None:
         """Wait until nothing is in flight: all queues of the services are empty and nothing is being handled.
 
@@ -155,7 +186,7 @@ class Services:
                 calm = calm + 1 if idle else 0
                 await asyncio.sleep(_POLL)
 
-    async def start(self) -> None:
+    async def _start(self) -> None:
         from broker.client import AsyncClient
         from broker.process.daemon import Daemon
 
@@ -163,7 +194,9 @@ class Services:
         root.addHandler(self._records)
         self._level = root.level
         root.setLevel(min(root.level, logging.INFO))
-        self._daemon = Daemon(self._settings, self._registry, self._transport)
+        self._daemon = Daemon(
+            self._settings, self._registry, self._transport, store=self._store, cached_runs=self._cached_runs
+        )
         self._serving = asyncio.ensure_future(self._daemon.run())
         ready = asyncio.ensure_future(self._daemon.ready.wait())
         await asyncio.wait({self._serving, ready}, return_when=asyncio.FIRST_COMPLETED, timeout=READY_TIMEOUT)
@@ -178,7 +211,7 @@ class Services:
         self._inspect = await _Inspector.open(self._settings, self._registry, self._transport)
         await self._inspect.collect_dead_letters(self._on_dead)
 
-    async def stop(self) -> None:
+    async def _stop(self) -> None:
         await self.client.close()
         self._daemon.stop()
         await self._serving
@@ -195,6 +228,88 @@ class Services:
         self._dead.append(
             DeadLetter(str(headers.get(outcomes.DEAD_REASON)), service, message.correlation_id or "", error, message)
         )
+
+
+class DurableRun:
+    """A run of a durable service that a test has begun; `cid` is its CID."""
+
+    def __init__(self, services: Services, service: str, cid: str, inbox: asyncio.Queue[Message]) -> None:
+        self._services = services
+        self._service = service
+        self._inbox = inbox
+        self.cid = cid
+
+    @classmethod
+    async def _begun(cls, services: Services, service: str, payload: Any, cid: str) -> DurableRun:
+        from broker.protocol.message import Publishing
+        from broker.protocol.queues import reply_queue
+        from broker.protocol.requests import Template
+
+        connection = services._inspect._connection
+        queue = reply_queue()
+        await connection.declare(queue)
+        inbox: asyncio.Queue[Message] = asyncio.Queue()
+
+        def on_reply(delivery: Any) -> None:
+            inbox.put_nowait(delivery.message)
+            delivery.ack()
+
+        await connection.consume(queue.name, 10, on_reply, lambda _: None)
+        template = Template(reply_to=queue.name)
+        request: Publishing = template.request(service, payload, cid, time.time(), services._settings.worker.max_body)
+        await connection.publish(request)
+        return cls(services, service, cid, inbox)
+
+    @property
+    def waiting_for(self) -> list[str]:
+        """What it waits for: the names of signals, of the services that it has called, and of functions; `sleep` if for time alone."""
+        from broker.durable.run import TIMER
+        from broker.durable.story import Step, story
+
+        journal = self._journal()
+        steps = [one for one in story(journal) if isinstance(one, Step) and one.is_waited_for] if journal.chunks else []
+        names = [one.what.split()[0].strip('"') for one in steps if one.kind != TIMER]
+        return names or (["sleep"] if steps else [])
+
+    async def signal(self, name: str, payload: Any = "") -> None:
+        """Send it a signal."""
+        await self._services.client.signal(self._service, self.cid, name, payload)
+
+    async def result(self, timeout: float = SETTLE_TIMEOUT) -> Any:
+        """Wait until it has ended, and return its response. Meanwhile, on the embedded broker, time passes at once.
+
+        Raises:
+            RemoteError: it failed, or was cancelled.
+            TimeoutError: it has not ended after `timeout` seconds; the message says what it waits for.
+        """
+        from broker.errors import RemoteError
+        from broker.protocol import bodies, problems
+        from broker.transport.memory import MemoryBroker
+
+        broker = self._services._transport
+        try:
+            async with asyncio.timeout(timeout):
+                while self._inbox.empty():
+                    await self._services.settle(timeout)
+                    if self._inbox.empty() and not (isinstance(broker, MemoryBroker) and broker.pass_time()):
+                        await asyncio.sleep(_POLL)
+                reply = self._inbox.get_nowait()
+        except TimeoutError:
+            raise TimeoutError(f"the run has not ended: it waits for {', '.join(self.waiting_for)}") from None
+        if reply.headers.get("status") == "error":
+            raise RemoteError(problems.from_json(reply.body, self._service))
+        return bodies.decode(reply)
+
+    def _journal(self) -> Journal:
+        from broker.durable import journal
+        from broker.protocol.runs import run_id
+
+        found = journal.Journal()
+        for chunk in self._services._store.journal(run_id(self._service, self.cid)):
+            for entry in journal.loads(chunk):
+                found.add(entry)
+            found.close(len(chunk))
+        return found
 
 
 class _Inspector:
@@ -247,9 +362,12 @@ class _Inspector:
 
 
 def running_services(
-    url: str = "memory://", config: str | None = None, paths: list[str] | None = None
+    url: str = "memory://", config: str | None = None, paths: list[str] | None = None, *, replay: bool = False
 ) -> Iterator[Services]:
-    """Run services for as long as the iterator is held: the body of the fixture `services`, for fixtures of your own."""
+    """Run services for as long as the iterator is held: the body of the fixture `services`, for fixtures of your own.
+
+    With `replay`, durable services are run again from the top after every step.
+    """
     from broker.hosting import registry
     from broker.settings import Settings
     from broker.transport.factory import create
@@ -260,12 +378,12 @@ def running_services(
     with asyncio.Runner() as runner:
         memory = settings.urls[0].startswith("memory:")
         transport = MemoryBroker(hurried=True) if memory else create(settings.urls, settings.broker.transport)
-        running = Services(runner, settings, found, transport)
-        runner.run(running.start())
+        running = Services(runner, settings, found, transport, replay=replay)
+        runner.run(running._start())
         try:
             yield running
         finally:
-            runner.run(running.stop())
+            runner.run(running._stop())
 
 
 class rabbitmq_container:  # noqa: N801  # used like a function: `with rabbitmq_container() as url:`
@@ -310,4 +428,12 @@ class rabbitmq_container:  # noqa: N801  # used like a function: `with rabbitmq_
         return str(self._container.get_wrapped_container().id)
 
 
-__all__ = ["DeadLetter", "Services", "ackback_rabbitmq", "rabbitmq_container", "running_services", "services"]
+__all__ = [
+    "DeadLetter",
+    "DurableRun",
+    "Services",
+    "ackback_rabbitmq",
+    "rabbitmq_container",
+    "running_services",
+    "services",
+]

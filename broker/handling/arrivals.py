@@ -22,7 +22,7 @@ from broker.handling.in_place import InPlace
 from broker.handling.intakes import Intake, Regulator
 from broker.handling.invoker import Invoker
 from broker.handling.own_queues import ForService, OwnQueues
-from broker.handling.runs import Runs
+from broker.handling.runs import CACHED_RUNS, Runs
 from broker.handling.settlement import Settlement
 from broker.handling.threads import Threads
 from broker.hosting.definition import ServiceDefinition
@@ -53,7 +53,7 @@ class Arrivals:
     """The deliveries of one process, from their arrival until they are settled.
 
     `resize` has a queue consumed as its window says now. `runs_in` has the journals of durable services, where there are any; runs that
-    have ended are kept there for `keep` seconds.
+    have ended are kept there for `keep` seconds, and `cached_runs` are kept in memory while they wait.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Arrivals:
         resize: Callable[[Intake], Coroutine[Any, Any, None]],
         runs_in: Store | None = None,
         keep: float = 0.0,
+        cached_runs: int = CACHED_RUNS,
     ) -> None:
         registry, callback_queue = invoker.registry, invoker.callback_queue
         self.invoker = invoker
@@ -71,7 +72,7 @@ class Arrivals:
         self._eager = Eager()
         self._dispatcher = Dispatcher(self.invoker, self._threads.run)
         self._settlement = Settlement(self.invoker, self._eager, self._settled)
-        self._runs = None if runs_in is None else self._all_runs(runs_in, keep)
+        self._runs = None if runs_in is None else self._all_runs(runs_in, keep, cached_runs)
         turn = Turn()
         self._hosts = {definition.name: Host(definition, self._begin, turn) for definition in registry}
         self._regulator = Regulator(resize)
@@ -86,9 +87,10 @@ class Arrivals:
         self._callbacks = self.intakes[callback_queue]
         self._in_place = InPlace(self._callbacks, self._hosts)
 
-    def _all_runs(self, store: Store, keep: float) -> Runs:
+    def _all_runs(self, store: Store, keep: float, cached: int) -> Runs:
         settlement = self._settlement
-        return Runs(Workshop(self.invoker, store, keep, settlement.publisher, self._threads.run, settlement.file))
+        shared = Workshop(self.invoker, store, keep, settlement.publisher, self._threads.run, settlement.file)
+        return Runs(shared, cached)
 
     def _all_intakes(self, callback_queue: str) -> list[Intake]:
         decide = OwnQueues(self._hosts, lambda name: self._in_place.takes(name), self.invoker)

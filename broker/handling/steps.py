@@ -22,8 +22,8 @@ from broker.protocol import headers as h
 from broker.protocol.message import Message, Publishing
 from broker.protocol.outcomes import dead_letter
 from broker.protocol.problems import problem
+from broker.protocol.runs import DUE, step_cid
 from broker.protocol.runs import TIMER as TIMER_TYPE
-from broker.protocol.runs import step_cid
 
 
 class Steps:
@@ -79,7 +79,8 @@ class Steps:
 
     def _timer(self, question: Question, cid: str) -> Publishing:
         number = step_cid(self._run_id, question.number)
-        message = Message(b"", {h.PARENT: cid}, correlation_id=number, message_id=number, type=TIMER_TYPE)
+        headers = {h.PARENT: cid, DUE: question.ask}
+        message = Message(b"", headers, correlation_id=number, message_id=number, type=TIMER_TYPE)
         seconds = delays.whole_seconds(min(max(0.0, question.ask - time.time()), delays.MAXIMUM))
         return delays.delayed(Publishing(self._service, message), seconds)
 

@@ -15,6 +15,7 @@ from broker.handling.arrivals import Arrivals
 from broker.handling.idempotency import Once
 from broker.handling.intakes import Intake
 from broker.handling.invoker import Invoker
+from broker.handling.runs import CACHED_RUNS
 from broker.hosting.registry import Registry
 from broker.log import logger
 from broker.process import migration
@@ -55,6 +56,8 @@ class Daemon:
 
     What is in quarantine is handled by the process of `suspects`; without one, here, beside all else. A daemon of
     `suspects_only` is that process's: it consumes nothing but the quarantine, and stops when that is empty.
+
+    `store` takes the place of the configured one; of durable services, so many runs are kept in memory while they wait.
     """
 
     def __init__(
@@ -65,12 +68,14 @@ class Daemon:
         suspects: Suspects | None = None,
         *,
         suspects_only: bool = False,
+        store: Store | None = None,
+        cached_runs: int = CACHED_RUNS,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._registry = registry
         self._transport = transport
-        self._store = _store(settings, registry)
+        self._store = store or _store(settings, registry)
         once = None if self._store is None else Once(self._store, settings.store.keep)
         self._flight_recorder = FlightRecorder(settings.events) if settings.events.enabled else None
         self._metrics = None if settings.metrics.port is None else Metrics()
@@ -85,7 +90,7 @@ class Daemon:
             observers[0] if len(observers) == 1 else Observers(*observers) if observers else None,
             None if self._metrics is None else self._metrics.published,
         )
-        self._arrivals = Arrivals(invoker, once, self._resize, self._store, settings.store.keep)
+        self._arrivals = Arrivals(invoker, once, self._resize, self._store, settings.store.keep, cached_runs)
         self._suspects = suspects
         self._suspects_only = suspects_only
         self._quarantine = self._arrivals.invoker.quarantine_queue

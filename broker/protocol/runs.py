@@ -23,6 +23,9 @@ CANCEL = "ackback.cancel"
 TIMER = "ackback.timer"
 """The type of the message by which a run's timer comes back."""
 
+DUE = "due"
+"""The header of such a message that says when that is, in seconds since 1970."""
+
 _STEP = re.compile(r"([0-9a-f]{24}([0-9a-f]{8}))\.([0-9]{1,9})(\.0)?")
 
 

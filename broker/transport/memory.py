@@ -8,6 +8,8 @@ by the event loop's clock.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -22,8 +24,10 @@ from broker.errors import (
     OtherArgumentsError,
     UnroutableError,
 )
+from broker.protocol.delays import DELAYED
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message, Publishing
+from broker.protocol.runs import DUE, TIMER
 from broker.transport.interface import Delivery, Offset, QueueState, Server
 from broker.transport.memory_stream import MemoryStream, StreamReader
 
@@ -56,7 +60,8 @@ class _Exchange:
 class MemoryBroker:
     """The broker, and the transport that connects to it. Pass one to a daemon and to its clients to let them meet.
 
-    With `hurried`, what a queue's TTL has wait passes on at once: retries and `delay=` cost a test no time.
+    With `hurried`, what a queue's TTL has wait passes on at once: retries and `delay=` cost a test no time. The timers of durable services
+    do not: one after the other, they come back when `pass_time` is called.
     """
 
     def __init__(self, *, hurried: bool = False) -> None:
@@ -65,6 +70,8 @@ class MemoryBroker:
         self._exchanges: dict[str, _Exchange] = {}
         self._connections: list[MemoryConnection] = []
         self._blocked: deque[Callable[[], None]] | None = None
+        self._timers: list[tuple[float, int, Message]] = []
+        self._timer_numbers = itertools.count()
 
     @property
     def address(self) -> str:
@@ -88,6 +95,16 @@ class MemoryBroker:
     def idle(self) -> bool:
         """Whether nothing is being delivered or waits for a consumer that is there to take it."""
         return all(not q.unacked and not (q.ready and q.consumers) for q in self._queues.values()) and not self._blocked
+
+    def pass_time(self) -> bool:
+        """Have the next timer of a durable service come back; False if there is none."""
+        if not self._timers:
+            return False
+        *_, message = heapq.heappop(self._timers)
+        to = message.headers[DELAYED]["to"]
+        for queue in self._route("", to):
+            self._enqueue(queue, message, to)
+        return True
 
     def drop_connections(self, reason: str = "the broker went away") -> None:
         """End every connection, as a broker that restarts does."""
@@ -184,6 +201,9 @@ class MemoryBroker:
             return
         ttl = queue.declared.arguments.get("x-message-ttl")
         if ttl is not None and self._hurried:
+            if message.type == TIMER:
+                heapq.heappush(self._timers, (message.headers[DUE], next(self._timer_numbers), message))
+                return
             ttl = 0
         lifetimes = [t for t in (message.expiration, ttl) if t is not None]
         loop = asyncio.get_running_loop()

@@ -277,7 +277,9 @@ def test_what_comes_again_changes_nothing(transport: Transport, sqlite: dict[str
     run(test())
 
 
-def test_what_comes_together_with_the_end_ends_it_once(transport: Transport, sqlite: dict[str, Any], shop: Shop) -> None:
+def test_what_comes_together_with_the_end_ends_it_once(
+    transport: Transport, sqlite: dict[str, Any], shop: Shop
+) -> None:
     foreign = unique("foreign")
 
     async def handle(self: Any) -> Any:

@@ -85,3 +85,71 @@ def test_wrong_services_are_told(project: pytest.Pytester) -> None:
     result = project.runpytest_subprocess("-k", "call")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*has no `handle` method (it has `handel`)*"])
+
+
+DURABLE = """
+import asyncio, random
+from broker import Service
+
+class Price(Service):
+    name = "price"
+
+    async def handle(self, item: str) -> float:
+        return 2.5
+
+class Checkout(Service):
+    name = "checkout"
+    durable = True
+
+    async def handle(self, item: str) -> dict:
+        price = await self.call("price", item)
+        began = self.now()
+        await asyncio.sleep(3 * 86400)
+        try:
+            async with asyncio.timeout(86400):
+                by = await self.wait_for("approved")
+        except TimeoutError:
+            by = "nobody"
+        return {"price": price, "by": by, "days": (self.now() - began).days}
+
+class Careless(Service):
+    name = "careless"
+    durable = True
+
+    async def handle(self, item: str) -> float:
+        await self.call("price", f"{item} {random.random()}")
+        return await self.call("price", item)
+"""
+
+DURABLE_TESTS = """
+import pytest
+from broker import RemoteError
+
+async def test_approved(services):
+    run = await services.start("checkout", "tea")
+    await services.settle()
+    assert run.waiting_for == ["sleep"]
+    await run.signal("approved", "Ann")
+    assert await run.result() == {"price": 2.5, "by": "Ann", "days": 3}
+    assert run.waiting_for == []
+
+async def test_nobody(services):
+    run = await services.start("checkout", "tea")
+    assert await run.result() == {"price": 2.5, "by": "nobody", "days": 4}
+
+async def test_careless(services):
+    run = await services.start("careless", "tea")
+    assert await run.result() == 2.5
+"""
+
+
+def test_durable_services_are_run_with_time_that_passes_at_once(pytester: pytest.Pytester) -> None:
+    (pytester.path / "services").mkdir()
+    (pytester.path / "services" / "shop.py").write_text(DURABLE)
+    pytester.makepyfile(DURABLE_TESTS)
+    pytester.runpytest_subprocess().assert_outcomes(passed=3)
+    replayed = pytester.runpytest_subprocess("--ackback-replay")
+    replayed.assert_outcomes(passed=2, failed=1)
+    replayed.stdout.re_match_lines(
+        [r".*RemoteError: careless: ChangedError: step 1 was call price tea 0\..*, and is call price tea 0\."]
+    )

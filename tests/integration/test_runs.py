@@ -1,0 +1,125 @@
+"""Runs on the command line: what a person types, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import Process, wait_until
+
+SHOP = """
+    import asyncio
+    from typing import Any
+
+    from broker import Service
+
+
+    class Price(Service):
+        name = "shop.price"
+        retry = None
+
+        async def handle(self, item: str) -> float:
+            if item == "boat":
+                raise LookupError("no boats")
+            return 2.5
+
+
+    class Checkout(Service):
+        name = "shop.checkout"
+        durable = True
+
+        async def handle(self, item: str) -> Any:
+            price = await self.call(Price, item)
+            async with asyncio.timeout(3600):
+                by = await self.wait_for("approved")
+            return {"price": price, "by": by}
+"""
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def shop(project: Callable[..., Path], start: Callable[..., Process]) -> Process:
+    project({"shop.py": SHOP})
+    process = start("run")
+    process.wait_for("ready: ")
+    return process
+
+
+def state_of(ackback: Run, cid: str) -> str | None:
+    lines = [json.loads(line) for line in ackback("runs", "list", "--json").stdout.splitlines()]
+    return next((one["state"] for one in lines if one["cid"] == cid), None)
+
+
+def test_a_run_is_watched_told_and_ended(shop: Process, ackback: Run) -> None:
+    cid = ackback("send", "shop.checkout", "tea").stdout.strip()
+    wait_until(lambda: "wait_for" in ackback("runs", "show", cid).stdout)
+    listed = ackback("runs", "list", "--service", "shop.checkout", "--state", "running")
+    assert re.match(r"BEGAN .*\n[\d-]{10} [\d:]{8}  running  .*  shop\.checkout  ", listed.stdout)
+    assert listed.stdout.endswith(f"  {cid}\n")
+    told = ackback("runs", "show", cid).stdout
+    assert re.search(r"1 call shop\.price tea  \(.*/services/shop\.py:\d+\)\n +→ 2\.5 after ", told)
+    assert re.search(r'3 wait_for "approved"  \(.*/services/shop\.py:\d+\)\n +… waits\n', told)
+    assert re.search(r"2 sleep 3600 s  \(.*\)\n +… until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\n", told)
+    done = ackback("signal", cid, "approvd", "x")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    wait_until(lambda: 'signal "approvd" came, and is kept: "x"' in ackback("runs", "show", cid).stdout)
+    assert ackback("signal", cid, "approved", '{"by": "Ann"}').returncode == 0
+    wait_until(lambda: state_of(ackback, cid) == "done")
+    assert '→ {"by":"Ann"} after ' in ackback("runs", "show", cid).stdout
+
+
+def test_a_run_that_failed_and_one_that_is_cancelled(shop: Process, ackback: Run) -> None:
+    failed = ackback("send", "shop.checkout", "boat").stdout.strip()
+    cancelled = ackback("send", "shop.checkout", "tea").stdout.strip()
+    wait_until(lambda: state_of(ackback, failed) == "failed")
+    told = ackback("runs", "show", failed).stdout
+    assert "✗ LookupError: no boats after " in told
+    assert "attempt 1 failed (error): RemoteError: shop.price: LookupError: no boats" in told
+    assert ackback("runs", "cancel", cancelled).returncode == 0
+    wait_until(lambda: state_of(ackback, cancelled) == "cancelled")
+
+
+def test_what_is_mistyped_is_said(project: Callable[..., Path], start: Callable[..., Process], ackback: Run) -> None:
+    project({"shop.py": SHOP})
+    before = ackback("runs", "list")
+    assert before.returncode == 2
+    assert re.fullmatch(
+        r"ackback: there is no store .*/ackback\.db yet: no daemon with durable services .*\n", before.stderr
+    )
+    start("run").wait_for("ready: ")
+    for command in (["runs", "show", "nope"], ["signal", "nope", "approved"], ["runs", "cancel", "nope"]):
+        done = ackback(*command)
+        assert done.returncode == 1
+        assert done.stderr.startswith(
+            "ackback: the store has no run of CID 'nope': it ended long ago ([store] keep), or"
+        )
+    memory = ackback("runs", "list", ACKBACK_STORE__URL="memory")
+    assert memory.stderr == "ackback: store.url is memory: what is there only its own process can see\n"
+    former = ackback("services", ACKBACK_IDEMPOTENCY__STORE="memory")
+    assert former.stderr == "ackback: the environment: ACKBACK_IDEMPOTENCY__STORE is ACKBACK_STORE__URL now\n"
+
+
+def test_the_former_section_is_named_with_what_takes_its_place(project: Callable[..., Path], ackback: Run) -> None:
+    project({"shop.py": SHOP}, "[idempotency]\nstore = 'memory'\n")
+    done = ackback("services")
+    assert done.returncode == 2
+    assert "idempotency.store is store.url now: say it in [store]" in done.stderr
+    assert "idempotency.keep is store.keep now" in done.stderr
+
+
+def test_a_store_of_a_later_version_is_left_alone(project: Callable[..., Path], ackback: Run) -> None:
+    import sqlite3
+
+    folder = project({"shop.py": SHOP})
+    with sqlite3.connect(folder / "ackback.db") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    done = ackback("run")
+    assert done.returncode == 2
+    assert "cannot be used: it was made by a later version of ackback (its tables are of version 99)" in done.stderr
