@@ -192,6 +192,8 @@ class Actor:
                 self._held += batch
                 # Without a message in hand, what asked for the function comes again, and with it the function is run again.
                 results, self._results = self._results if self._held else [], []
+                if not batch and not results:
+                    continue
                 try:
                     await self._take_until_taken(batch, results)
                 except BaseException as error:
@@ -270,9 +272,10 @@ class Actor:
     def _wanted(self) -> list[Question]:
         """What is to be done: what was asked for just now, and the steps of which it is not known that it was done."""
         wanted = [question for live, question in self._asked if live.wants(question)]
-        if self._live is not None:
-            repeated = (self._live.question(number) for number in sorted(self._again))
-            wanted += [one for one in repeated if one is not None and self._live.wants(one) and one not in wanted]
+        if (live := self._live) is not None:
+            new = {question.number for _, question in self._asked}
+            repeated = (live.question(number) for number in sorted(self._again - new))
+            wanted += [one for one in repeated if one is not None and live.wants(one)]
         return wanted
 
     async def _read(self, arrival: Arrival) -> None:
@@ -318,8 +321,9 @@ class Actor:
         text = journal.dumps(self._journal.open)
         head = None
         if state != before:
-            cid, began = str(self._request.correlation_id), self._journal.begin[1]
-            head = Head(self.run_id, self._definition.name, cid, state, began, time.time())
+            # A foreign CID need not be UTF-8.
+            cid = str(self._request.correlation_id).encode("utf-8", "backslashreplace").decode()
+            head = Head(self.run_id, self._definition.name, cid, state, self._journal.begin[1], time.time())
         keep = self._workshop.keep if state in OVER else None
         if not await self._workshop.store.append(self.run_id, self._journal.chunks, text, head, keep):
             raise _Behind
@@ -352,6 +356,7 @@ class Actor:
         state, attempt = self._journal.state, arrival.message.headers.get(h.ATTEMPT, 1)
         if state is None:
             self._request = republished(arrival.message, is_reply=arrival.is_reply)
+            self._request.expiration = None  # it has come in time
             self._begin(0, arrival)
         elif state == FAILING and attempt == self._journal.end[2] + 1:
             self._try_again(attempt, [], arrival)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import random
@@ -135,7 +136,8 @@ class DurableInvocation:
         return self._step(function, args, options, place())
 
     async def _step(self, function: Callable[..., Any], args: Any, options: Any, at: str) -> Any:
-        what = getattr(function, "__qualname__", None) or repr(function)
+        named = function.func if isinstance(function, functools.partial) else function
+        what = getattr(named, "__qualname__", type(named).__qualname__)
         return await self._run.answer(self._run.ask(STEP, what, what, (function, args, options), at).number)
 
     def again(self, payload: Any) -> Again:

@@ -96,8 +96,13 @@ class Once:
 def identity(service: str, message: Message) -> str:
     """What repeats of a message have in common. A reply that was passed on is the same as the one that came to the callback queue."""
     if h.STATUS in message.headers and message.message_id:
-        return f"{service}\0{message.message_id.removesuffix('/' + service)}"
-    return seed_of(message, service, message.correlation_id or "").decode("utf-8", "surrogateescape")
+        return f"{service}\0{_text(message.message_id.removesuffix('/' + service))}"
+    # Stores keep text: what a foreign client has sent need not be UTF-8.
+    return seed_of(message, service, message.correlation_id or "").decode("utf-8", "backslashreplace")
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _kept(outcome: Outcome) -> str:

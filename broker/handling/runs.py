@@ -76,7 +76,8 @@ class Runs:
             self._forget(run)
 
     def _forget(self, run: str) -> None:
-        self._actors.pop(run).let_go()
+        if (actor := self._actors.pop(run, None)) is not None:
+            actor.let_go()
 
     def _told(self, error: StoreError | None) -> None:
         if error is not None and not self._failing:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from broker.stores.interface import StoreError
+
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
@@ -13,7 +15,8 @@ MOST = 500
 
 
 class Batches(Generic[Work, Result]):
-    """`run_all` does all of a batch, or raises for all of it."""
+    """`run_all` does all of a batch, or raises for all of it: StoreError if the store is to blame, else one of them is, and each is done by
+    itself."""
 
     def __init__(self, run_all: Callable[[Sequence[Work]], Awaitable[Sequence[Result]]]) -> None:
         self._run_all = run_all
@@ -37,16 +40,24 @@ class Batches(Generic[Work, Result]):
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-                try:
-                    results = await self._run_all([work for work, _ in batch])
-                except Exception as error:
-                    for _, future in batch:
-                        if not future.done():
-                            future.set_exception(error)
-                            future.exception()  # whoever waited may be gone
-                else:
-                    for (_, future), result in zip(batch, results, strict=True):
-                        if not future.done():
-                            future.set_result(result)
+                if not await self._is_done(batch):
+                    for one in batch:
+                        await self._is_done([one])
         finally:
             self._running = None
+
+    async def _is_done(self, batch: list[tuple[Work, asyncio.Future[Result]]]) -> bool:
+        try:
+            results = await self._run_all([work for work, _ in batch])
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, StoreError):
+                return False
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # whoever waited may be gone
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+        return True

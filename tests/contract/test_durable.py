@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 from collections import Counter
@@ -23,6 +24,7 @@ from broker.settings import Settings
 from broker.stores.factory import open_store
 from broker.stores.interface import Head
 from broker.transport.interface import Transport
+from broker.transport.lane import LaneTransport
 from broker.transport.memory import MemoryBroker
 from tests.support import Running, run, running, unique, until
 
@@ -594,6 +596,29 @@ def test_what_cannot_be_durable_is_refused_at_the_start(tmp_path: Path) -> None:
         asyncio.run(start("memory"))
     with pytest.raises(ConfigurationError, match=r"store.url: .* cannot be used: unable to open database file"):
         asyncio.run(start(f"sqlite://{tmp_path}/nowhere/at.all"))
+
+
+def test_a_cid_that_is_no_text_is_a_runs_too(rabbitmq_url: str, store: dict[str, Any], shop: Shop) -> None:
+    transport = LaneTransport([rabbitmq_url])  # aio-pika cannot send one
+
+    async def handle(self: Any) -> Any:
+        return await self.step(functools.partial(sum, [1, 2]))
+
+    name = shop.durable(handle)
+
+    async def test() -> None:
+        async with running(transport, *shop.services, **store) as daemon:
+            cid = unique("cid") + "\udce9"  # Latin-1, as a foreign client may send it
+            others = [asyncio.ensure_future(daemon.ask(name, request())) for _ in range(5)]
+            assert (await daemon.ask(name, request(cid=cid))).body == b"3"
+            assert [(await other).body for other in others] == [b"3"] * 5
+            found = open_store(store["store"]["url"])
+            heads = await found.heads(service=name, most=10)
+            await found.close()
+            assert len(heads) == 6
+            assert cid.replace("\udce9", "\\udce9") in [head.cid for head in heads]
+
+    run(test())
 
 
 def test_a_service_that_is_not_durable_has_no_steps() -> None:
