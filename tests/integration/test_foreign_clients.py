@@ -19,7 +19,7 @@ import aio_pika
 import pika
 import pytest
 
-from tests.integration.conftest import ROOT, TIMEOUT, Process
+from tests.integration.conftest import ROOT, TIMEOUT, Process, wait_until
 from tests.integration.languages import CLIENTS, LANGUAGES
 
 PROTOCOL = ROOT / "docs" / "protocol.md"
@@ -35,7 +35,7 @@ def daemon(project: Callable[..., Path], start: Callable[..., Process]) -> Proce
 
 
 def example(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", PROTOCOL.read_text(), re.DOTALL)
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```", PROTOCOL.read_text(), re.DOTALL | re.MULTILINE)
     return str(found)
 
 
@@ -291,3 +291,55 @@ def test_an_rpc_server_that_echoes_nothing_but_the_correlation_id_is_a_target_wi
             os.killpg(server.pid, signal.SIGKILL)
             with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
                 connection.channel().queue_delete("rpc_queue")
+
+
+CHECKOUT = """
+    import asyncio
+    from typing import Any
+
+    from broker import Service
+
+
+    class Checkout(Service):
+        name = "shop.checkout"
+        durable = True
+
+        async def handle(self, item: str) -> Any:
+            reserved, credit = await asyncio.gather(self.call("stock.reserve", item), self.call("credit.check", item))
+            return [reserved, credit, await self.wait_for("approved")]
+"""
+
+
+def test_foreign_servers_are_steps_and_foreign_clients_send_signals(
+    project: Callable[..., Path], start: Callable[..., Process], rabbitmq_url: str, node_modules: Path
+) -> None:
+    project({"shop.py": CHECKOUT})
+    start("run").wait_for("ready: ")
+    environment = os.environ | {"AMQP_URL": rabbitmq_url, "NODE_PATH": str(node_modules / "node_modules")}
+    commands = ([sys.executable, "-c", example("python step"), "c1"], ["node", "-e", example("javascript step")])
+    servers = [subprocess.Popen(command, env=environment) for command in commands]
+    client = PikaClient(rabbitmq_url)
+    try:
+        for queue in ("stock.reserve", "credit.check"):
+            wait_until(lambda queue=queue: has_consumer(client, queue))
+        properties, body = client.ask("shop.checkout", "tea", "exclusive", correlation_id="c1")
+        assert (properties.headers["status"], json.loads(body)) == (
+            "ok",
+            [{"reserved": "tea"}, {"good": True}, "by Ann"],
+        )
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+        for queue in ("stock.reserve", "credit.check"):
+            client.channel.queue_delete(queue)
+        client.connection.close()
+
+
+def has_consumer(client: PikaClient, queue: str) -> bool:
+    try:
+        return bool(client.channel.queue_declare(queue, passive=True).method.consumer_count)
+    except pika.exceptions.ChannelClosedByBroker:
+        client.channel = client.connection.channel()
+        client.channel.confirm_delivery()
+        return False
