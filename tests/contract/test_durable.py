@@ -42,12 +42,6 @@ def sqlite(tmp_path: Path) -> dict[str, Any]:
     return {"store": {"url": f"sqlite://{tmp_path}/runs.db"}}
 
 
-@pytest.fixture
-def transport(transport: Transport) -> Transport:
-    # The embedded broker lets time pass at once here.
-    return MemoryBroker(hurried=True) if isinstance(transport, MemoryBroker) else transport
-
-
 class Shop:
     """Services under names of their own: a target that counts, and durable ones that tests make of a handler."""
 
