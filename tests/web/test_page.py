@@ -104,6 +104,8 @@ def test_a_group_of_a_thousand_is_replayed_and_another_dropped(
         (shop / "mended").touch()
         page.get_by_role("button", name="Replay all 1,000").click()
         expect(page.get_by_role("progressbar")).to_be_visible()
+        while not (told := page.get_by_role("status").inner_text()).startswith("1,000 of"):
+            expect(page.get_by_role("status")).not_to_have_text(told)  # it goes on
         expect(page.get_by_role("status")).to_have_text(re.compile(r"1,000 of 1,000 replayed\.\s+✓ Done\."))
     dead(site, 0)
 
