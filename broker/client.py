@@ -128,15 +128,7 @@ class AsyncClient:
         publishing = self._request(target, template, payload, cid)
         used = cast(str, publishing.message.correlation_id)
         began = time.time()
-        scope = asyncio.timeout(timeout)
-        try:
-            async with scope:
-                await self._connected()
-                await self._confirm(publishing)
-        except TimeoutError:
-            if scope.expired():
-                raise ConfirmTimeoutError.after(timeout or 0, alarm=self._is_blocked, cid=used) from None
-            raise
+        await self._accepted(publishing, timeout)
         self._record(began, target, used, template.callbacks, delay)
         return used
 
@@ -236,15 +228,7 @@ class AsyncClient:
         publishing = self._request(target, template, payload, cid)
         publishing.message.message_id = new_cid()
         publishing.message.headers[SIGNAL] = check_signal(name)
-        scope = asyncio.timeout(timeout)
-        try:
-            async with scope:
-                await self._connected()
-                await self._confirm(publishing)
-        except TimeoutError:
-            if scope.expired():
-                raise ConfirmTimeoutError.after(timeout or 0, alarm=self._is_blocked, cid=cid) from None
-            raise
+        await self._accepted(publishing, timeout)
 
     async def consumers(self, name: str | type[Service]) -> int:
         """How many daemons consume a service's queue at the moment; 0, too, if there is no such queue.
@@ -256,6 +240,19 @@ class AsyncClient:
         target, _ = self._template(name)
         seen = await (await self._connected()).look_at(target)
         return 0 if seen is None else seen.consumers
+
+    async def _accepted(self, publishing: Publishing, timeout: float | None) -> None:
+        """Publish, and wait for the broker's confirm for so many seconds."""
+        scope = asyncio.timeout(timeout)
+        try:
+            async with scope:
+                await self._connected()
+                await self._confirm(publishing)
+        except TimeoutError:
+            if scope.expired():
+                cid = cast(str, publishing.message.correlation_id)
+                raise ConfirmTimeoutError.after(timeout or 0, alarm=self._is_blocked, cid=cid) from None
+            raise
 
     async def _add(self, bulk: _Bulk, target: str, template: Template, payload: Any) -> None:
         await bulk.room()

@@ -95,15 +95,8 @@ class DurableInvocation:
         target = invoker.registry.name_of(name)
         explicit = definition.callbacks if callback is None else invoker.names(callback)
         silent = target in invoker.silent if echo is None else not echo
-        template = Template(
-            callbacks=explicit,
-            reply_to=invoker.reply_to(definition, explicit, target if silent else None),
-            delay=delay,
-            expiration=expiration,
-            priority=priority,
-            headers=headers,
-            source=definition.name,
-        )
+        silent_target = target if silent else None
+        template = invoker.special(definition, explicit, silent_target, delay, expiration, priority, headers)
         cid = self._next_cid(target) if cid is None else check_cid(cid)
         self._ask(INVOKE, target, self._request(template, target, payload, cid), place())
         return cid

@@ -97,15 +97,8 @@ class Invocation:
         if delay is None and expiration is None and priority is None and headers is None and not silent:
             template = invoker.template(definition, explicit)
         else:
-            template = Template(
-                callbacks=explicit,
-                reply_to=invoker.reply_to(definition, explicit, target if silent else None),
-                delay=delay,
-                expiration=expiration,
-                priority=priority,
-                headers=headers,
-                source=definition.name,
-            )
+            silent_target = target if silent else None
+            template = invoker.special(definition, explicit, silent_target, delay, expiration, priority, headers)
         publishing = self._request(template, target, payload, cid)
         on_loop = threading.get_ident() == invoker.loop_thread
         unconfirmed = self._unconfirmed or self._begin_to_send()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from broker.errors import ConnectionLostError
 from broker.handling.addressed import AddressedQueues
@@ -76,6 +76,27 @@ class Invoker:
             if len(self._templates) < MAX_TEMPLATES:
                 self._templates[key] = template
         return template
+
+    def special(
+        self,
+        definition: ServiceDefinition,
+        callbacks: tuple[str, ...],
+        silent_target: str | None,
+        delay: float | None,
+        expiration: float | None,
+        priority: int | None,
+        headers: Mapping[str, Any] | None,
+    ) -> Template:
+        """What a service's invocation has that is not plain; see `Template`, and `reply_to` for `silent_target`."""
+        return Template(
+            callbacks=callbacks,
+            reply_to=self.reply_to(definition, callbacks, silent_target),
+            delay=delay,
+            expiration=expiration,
+            priority=priority,
+            headers=headers,
+            source=definition.name,
+        )
 
     def publish(self, publishing: Publishing) -> asyncio.Future[None]:
         """Publish on the connection of the moment; see `Connection.publish` and `DelayChain.publish`."""
