@@ -202,6 +202,8 @@ class Arrivals:
         elif queue == self.invoker.quarantine_queue:
             self._hosts[decision.name].admit(delivery, decision.message, None)
         else:
+            if decision.headers is not None:
+                self._in_place.take(delivery)
             self._admit(self._hosts[decision.name], delivery, decision.message, decision.headers)
 
     def _admit(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:

@@ -27,7 +27,7 @@ class InPlace:
         self._loop = asyncio.get_running_loop()
         self._intake = intake
         self._hosts = hosts
-        self._running: dict[Delivery, Host] = {}
+        self._taken: dict[Delivery, Host | None] = {}  # with who handles it, once that has begun
         self._seen: list[Delivery] = []
         self._slow_until: dict[Host, float] = {}
         self._looking = False
@@ -35,29 +35,33 @@ class InPlace:
     def takes(self, name: str) -> bool:
         """Whether a reply for this callback may be handled in place."""
         host = self._hosts.get(name)
-        if host is None or not host.free or 2 * len(self._running) >= self._intake.window.narrowest:
+        if host is None or not host.free or 2 * len(self._taken) >= self._intake.window.narrowest:
             return False
         until = self._slow_until.get(host)
         return until is None or time.monotonic() > until
 
+    def take(self, delivery: Delivery) -> None:
+        """A reply is to be handled in place: from now on it needs its room, though it may be begun in a later turn."""
+        self._taken[delivery] = None
+
     def begin(self, delivery: Delivery, host: Host) -> None:
-        """A reply is handled in place."""
-        self._running[delivery] = host
+        """A reply that was taken is handled."""
+        self._taken[delivery] = host
         if not self._looking:
             self._looking = True
             self._loop.call_later(LOOK_EVERY, self._look)
 
     def ended(self, delivery: Delivery) -> None:
         """A delivery from the callback queue is settled."""
-        self._running.pop(delivery, None)
+        self._taken.pop(delivery, None)
 
     def _look(self) -> None:
         until = time.monotonic() + SLOW_FOR
         for delivery in self._seen:
-            if host := self._running.get(delivery):
+            if host := self._taken.get(delivery):
                 self._slow_until[host] = until
-        self._seen = list(self._running)
-        if self._seen:
+        self._seen = [delivery for delivery, host in self._taken.items() if host]
+        if self._taken:
             self._loop.call_later(LOOK_EVERY, self._look)
         else:
             self._looking = False
