@@ -12,6 +12,7 @@ from broker.errors import (
 )
 from broker.protocol.message import Reply
 from broker.retry import Reject, Retry, RetryAfter
+from broker.schedule import cron, every
 from broker.service import Service
 
 __all__ = [
@@ -29,4 +30,6 @@ __all__ = [
     "Service",
     "ServiceDefinitionError",
     "UnroutableError",
+    "cron",
+    "every",
 ]

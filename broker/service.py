@@ -6,11 +6,12 @@ import logging
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, ClassVar, Protocol, Union
+from typing import Any, ClassVar, Literal, Protocol, Union
 
 from broker.protocol import bodies
 from broker.protocol.message import Message
 from broker.retry import Retry
+from broker.schedule import Schedule
 
 # The last second of 32 bits, in the year 2106.
 LAST_SECOND = 0xFFFFFFFF
@@ -180,6 +181,12 @@ class Service:
     """The callback of every invocation that names none."""
     callback_from: ClassVar[Sequence[str] | None]
     """The services whose replies it takes as a callback, by name or pattern (`orders.*`); all if it is None, none if it is empty."""
+    schedule: ClassVar[Schedule | str | None]
+    """When it is invoked by itself: `every(minutes=5)`, `cron("0 3 * * mon-fri", tz="Europe/Amsterdam")`."""
+    payload: ClassVar[Any]
+    """The payload of what its schedule sends; nothing if it is not given."""
+    missed: ClassVar[Literal["once", "all", "skip"]]
+    """What becomes of the due times at which no daemon ran: the last is made up for, all are, or none."""
 
     _handling: Handling
 

@@ -34,7 +34,9 @@ from pydantic_settings.exceptions import SettingsError
 
 from broker.errors import ConfigurationError, ServiceDefinitionError
 from broker.protocol.names import check_name
+from broker.protocol.schedules import Missed
 from broker.retry import Retry
+from broker.schedule import parse
 
 CONFIG_FILE = "config.toml"
 ENV_PREFIX = "ACKBACK_"
@@ -137,8 +139,15 @@ def _one_attempt_if_false(retry: Any) -> Any:
     return {"attempts": 1} if retry is False else retry
 
 
+def _checked_schedule(schedule: str | Literal[False]) -> str | Literal[False]:
+    if schedule:
+        parse(schedule)
+    return schedule
+
+
 class ServiceOptions(Section):
-    """The attributes of a service that the configuration may set. Zero as a timeout means none, `retry = false` one attempt."""
+    """The attributes of a service that the configuration may set. Zero as a timeout means none, `retry = false` one attempt, and
+    `schedule = false` no schedule."""
 
     concurrency: PositiveInt | None = None
     timeout: Annotated[float, Field(ge=0)] | None = None
@@ -148,6 +157,9 @@ class ServiceOptions(Section):
     durable: bool | None = None
     callback: str | list[str] | None = None
     callback_from: list[str] | None = None
+    schedule: Annotated[str | Literal[False] | None, AfterValidator(_checked_schedule)] = None
+    payload: Any = None
+    missed: Missed | None = None
     echo: bool | None = None
     """Whether it echoes the headers of a request on its reply: not, if it is a server that knows nothing of ackback."""
 
@@ -218,9 +230,10 @@ class Settings(BaseSettings):
 
     @field_validator("defaults")
     @classmethod
-    def _echo_is_said_of_one(cls, defaults: ServiceOptions) -> ServiceOptions:
-        if defaults.echo is not None:
-            raise ValueError('echo is said of one service: [service."NAME"] echo = false')
+    def _some_are_said_of_one(cls, defaults: ServiceOptions) -> ServiceOptions:
+        for key in ("echo", "schedule", "payload"):
+            if key in defaults.model_fields_set:
+                raise ValueError(f'{key} is said of one service: [service."NAME"] {key} = …')
         return defaults
 
     @property

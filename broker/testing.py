@@ -195,7 +195,12 @@ class Services:
         self._level = root.level
         root.setLevel(min(root.level, logging.INFO))
         self._daemon = Daemon(
-            self._settings, self._registry, self._transport, store=self._store, cached_runs=self._cached_runs
+            self._settings,
+            self._registry,
+            self._transport,
+            store=self._store,
+            cached_runs=self._cached_runs,
+            fires=False,
         )
         self._serving = asyncio.ensure_future(self._daemon.run())
         ready = asyncio.ensure_future(self._daemon.ready.wait())

@@ -12,7 +12,8 @@ from broker.hosting import registry
 from broker.hosting.registry import Registry
 from broker.process import migration
 from broker.protocol.message import Message, Publishing
-from broker.protocol.queues import delay_chain, durable_queues, reply_queue, with_what_leads_there
+from broker.protocol.queues import delay_chain, durable_queues, own_queue, reply_queue, with_what_leads_there
+from broker.protocol.schedules import SCHEDULES
 from broker.settings import Settings
 from broker.transport.factory import create
 from broker.transport.interface import Connection, Delivery
@@ -50,7 +51,10 @@ async def checks(config: Path | None, paths: Sequence[str] | None) -> AsyncItera
         if why := await migration.waiting(connection):
             yield "queues", why
             return
-        for queue in durable_queues((one.name for one in services or ()), settings.callbacks.queue):
+        queues = durable_queues((one.name for one in services or ()), settings.callbacks.queue)
+        if any(one.plan for one in services or ()):
+            queues.append(own_queue(SCHEDULES))
+        for queue in queues:
             try:
                 await connection.declare(*with_what_leads_there(queue))
                 yield f"queue {queue.name}", None

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from broker.cli import dead, runs
+from broker.cli import dead, runs, schedules
 from broker.cli.asyncapi import asyncapi
 from broker.cli.check import check
 from broker.cli.console import FAILED, MISUSED, tell
@@ -52,6 +52,7 @@ for command in (
     app.command()(command)
 app.add_typer(dead.app)
 app.add_typer(runs.app)
+app.add_typer(schedules.app)
 
 
 def main() -> None:

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PydanticUserError, TypeAdapter
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticSerializationError, PydanticUndefined, to_jsonable_python
 
-from broker.errors import ServiceDefinitionError
+from broker.errors import InvalidInputError, ServiceDefinitionError
 from broker.hosting.naming import name_of, where
+from broker.protocol import bodies
+from broker.protocol.message import Message
+from broker.protocol.schedules import Plan
 from broker.retry import Retry
+from broker.schedule import Cron, Every, parse
 from broker.service import Callback, Callbacks, Service
 
 if TYPE_CHECKING:
@@ -28,6 +32,9 @@ DEFAULTS: Mapping[str, Any] = {
     "durable": False,
     "callback": None,
     "callback_from": None,
+    "schedule": None,
+    "payload": "",
+    "missed": "once",
 }
 
 
@@ -52,6 +59,8 @@ class ServiceDefinition:
     callback_from: tuple[str, ...] | None
     by_convention: bool
     """Whether the convention may find a callback: not if the class says `callback = None`."""
+    plan: Plan | None
+    """Its schedule, with what is sent to it."""
 
     @property
     def input_type(self) -> str:
@@ -89,13 +98,14 @@ def define(cls: type[Service], name: str, names: Mapping[type[Service], str], se
     if handle_error := getattr(cls, "handle_error", None):
         _check_handle_error(cls, handle_error)
     own_queues = frozenset({settings.callbacks.queue})
+    takes = _adapter(cls, hints[parameter.name]) if parameter else None
     return ServiceDefinition(
         name=name,
         cls=cls,
         is_async=inspect.iscoroutinefunction(handle),
         has_parameter=has_parameter,
         default=default,
-        takes=_adapter(cls, hints[parameter.name]) if parameter else None,
+        takes=takes,
         returns=_response_adapter(cls, hints.get("return")),
         concurrency=options["concurrency"],
         timeout=options["timeout"],
@@ -106,6 +116,7 @@ def define(cls: type[Service], name: str, names: Mapping[type[Service], str], se
         callback_from=None if options["callback_from"] is None else tuple(options["callback_from"]),
         callbacks=tuple(_callback_names(options["callback"], names, own_queues, cls)),
         by_convention=not _says_nobody(cls),
+        plan=_plan(cls, options, takes, has_default=default is not PydanticUndefined),
     )
 
 
@@ -124,6 +135,36 @@ def _check_durable(cls: type[Service], handle: Any) -> None:
         raise ServiceDefinitionError(
             f"{where(cls)}: a durable service needs no `outbox`: what it invokes is journalled before it is sent"
         )
+
+
+def _plan(
+    cls: type[Service], options: Mapping[str, Any], takes: TypeAdapter[Any] | None, *, has_default: bool
+) -> Plan | None:
+    schedule = options["schedule"]
+    if schedule is None or schedule is False:
+        return None
+    try:
+        if isinstance(schedule, str):
+            schedule = parse(schedule)
+    except ValueError as error:
+        raise ServiceDefinitionError(f"{where(cls)}: schedule: {error}") from None
+    if not isinstance(schedule, (Every, Cron)):
+        raise ServiceDefinitionError(
+            f"{where(cls)}: `schedule` must be every(…), cron(…), or a string like 'every 5 minutes', not {schedule!r}"
+        )
+    try:
+        payload = to_jsonable_python(options["payload"])
+    except PydanticSerializationError as error:
+        raise ServiceDefinitionError(f"{where(cls)}: `payload` cannot be sent as JSON: {error}") from None
+    body, content_type = bodies.encode(payload)
+    if takes is not None and (body or not has_default):
+        try:
+            bodies.validate(Message(body, content_type=content_type), takes)
+        except InvalidInputError as error:
+            raise ServiceDefinitionError(
+                f"{where(cls)}: `handle` does not take what its schedule sends, payload = {payload!r}: {error}"
+            ) from None
+    return Plan(schedule=str(schedule), payload=payload, missed=options["missed"])
 
 
 def _says_nobody(cls: type[Service]) -> bool:
@@ -197,7 +238,7 @@ def _options(cls: type[Service], name: str, settings: Settings) -> dict[str, Any
     of_class = {key: getattr(cls, key) for key in DEFAULTS if hasattr(cls, key)}
     try:
         checked = ServiceOptions.model_validate(
-            {k: v for k, v in of_class.items() if k not in ("retry", "callback") and v is not None}
+            {k: v for k, v in of_class.items() if k not in ("retry", "callback", "schedule") and v is not None}
         )
     except ValueError as error:
         raise ServiceDefinitionError(f"{where(cls)}: {error}") from None

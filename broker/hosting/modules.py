@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import importlib.util
+import os
 import pkgutil
 import sys
 import traceback
@@ -13,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 from broker.errors import ConfigurationError, ServiceDefinitionError
+
+_OURS = str(Path(__file__).parent.parent) + os.sep
 
 
 def modules(path: str, base: Path) -> Iterator[tuple[ModuleType, str]]:
@@ -132,14 +135,14 @@ def _import_dotted(path: str, base: Path) -> ModuleType:
 
 
 def _import_failed(error: BaseException, location: str) -> ServiceDefinitionError:
-    """Name the file and line that raised: the last frame that is not the import system's."""
+    """Name the file and line that raised: the last frame that is neither the import system's nor ours."""
     if isinstance(error, SyntaxError) and error.filename:
         place = f"{error.filename}:{error.lineno}"
     else:
         frames = [
             f
             for f in traceback.extract_tb(error.__traceback__)
-            if "importlib" not in f.filename and f.filename != __file__
+            if "importlib" not in f.filename and not f.filename.startswith(_OURS)
         ]
         place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else location
     return ServiceDefinitionError(f"a services module cannot be imported: {type(error).__name__}: {error} ({place})")

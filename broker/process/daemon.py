@@ -21,9 +21,11 @@ from broker.log import logger
 from broker.process import migration
 from broker.process.flight_recorder import FlightRecorder
 from broker.process.metrics import Metrics
+from broker.process.scheduler import Scheduler
 from broker.process.suspects import Suspects
 from broker.process.watchdog import Watchdog
 from broker.protocol.queues import ACKNOWLEDGEMENT_TIMEOUT, durable_queues, own_queue, with_what_leads_there
+from broker.protocol.schedules import SCHEDULES
 from broker.recording.recorder import Observer, Observers
 from broker.settings import Settings
 from broker.stores.factory import open_store
@@ -57,7 +59,8 @@ class Daemon:
     What is in quarantine is handled by the process of `suspects`; without one, here, beside all else. A daemon of
     `suspects_only` is that process's: it consumes nothing but the quarantine, and stops when that is empty.
 
-    `store` takes the place of the configured one; of durable services, so many runs are kept in memory while they wait.
+    `store` takes the place of the configured one; of durable services, so many runs are kept in memory while they wait. Without `fires` it
+    takes no part in firing what is scheduled.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Daemon:
         suspects_only: bool = False,
         store: Store | None = None,
         cached_runs: int = CACHED_RUNS,
+        fires: bool = True,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._settings = settings
@@ -91,6 +95,8 @@ class Daemon:
             None if self._metrics is None else self._metrics.published,
         )
         self._arrivals = Arrivals(invoker, once, self._resize, self._store, settings.store.keep, cached_runs)
+        plans = {definition.name: definition.plan for definition in registry}
+        self._scheduler = Scheduler(plans, invoker) if fires and not suspects_only else None
         self._suspects = suspects
         self._suspects_only = suspects_only
         self._quarantine = self._arrivals.invoker.quarantine_queue
@@ -190,6 +196,8 @@ class Daemon:
     async def _start(self, connection: Connection) -> None:
         await self._while_queues_are_migrated(connection)
         queues = durable_queues((d.name for d in self._registry), self._settings.callbacks.queue)
+        if any(definition.plan for definition in self._registry):
+            queues.append(own_queue(SCHEDULES))
         if not self._suspects_only:  # its parent has
             await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
         await self._arrivals.invoker.convention.look_for_all(connection)
@@ -201,6 +209,8 @@ class Daemon:
         if self._suspects is not None and await _is_filled(connection, self._quarantine):
             self._suspects.start()
         await _all(self._consume(connection, queue) for queue in self._consumed if queue not in self._consumers)
+        if self._scheduler is not None:
+            self._scheduler.connected(connection)
         self.ready.set()
         self._was_ready = True
         if not self._suspects_only:
@@ -326,6 +336,8 @@ class Daemon:
         stops_by = self._loop.time() + grace + SUSPECTS_GRACE
         if self._suspects is not None:
             self._suspects.stop()
+        if self._scheduler is not None:
+            await self._scheduler.disconnected()
         await self._arrivals.refuse()
         self.ready.clear()
         for task in list(self._resuming):
@@ -359,6 +371,8 @@ class Daemon:
         self._arrivals.invoker.connection = None
         if self._flight_recorder is not None:
             self._flight_recorder.disconnected()
+        if self._scheduler is not None:
+            await self._scheduler.disconnected()
         if connection is not None:
             await connection.close()
         self._arrivals.forget_lost()

@@ -19,6 +19,7 @@ from broker.protocol.message import Message
 from broker.protocol.names import DEAD_LETTERS, RESERVED_PREFIX
 from broker.protocol.quarantine import QUEUE_PREFIX as QUARANTINE_PREFIX
 from broker.protocol.quarantine import queue_name as quarantine_queue
+from broker.protocol.schedules import SCHEDULES
 
 UNDERTAKER = RESERVED_PREFIX + "undertaker"
 DUE = RESERVED_PREFIX + "due"
@@ -66,6 +67,7 @@ _UNDERTAKERS = _dying_to(DEAD_LETTERS)
 # word: there a message that is looked at and given back is gone (seen on 3.10.8).
 _KEPT: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1, **_CONSUMED})
 _KEEPING = frozenset({DEAD_LETTERS, MIGRATION, f"{MIGRATION}.messages"})
+_ONE_CONSUMES: Mapping[str, Any] = MappingProxyType({**_KEPT, "x-single-active-consumer": True})
 
 
 def own_queue(name: str) -> Queue:
@@ -74,6 +76,8 @@ def own_queue(name: str) -> Queue:
         return Queue(name, _QUARANTINE)
     if name in _KEEPING:
         return Queue(name, _KEPT)
+    if name == SCHEDULES:
+        return Queue(name, _ONE_CONSUMES)
     return Queue(name, _UNDERTAKERS if name == UNDERTAKER else _WORK)
 
 

@@ -237,6 +237,9 @@ class MemoryBroker:
 
     @staticmethod
     def _next_consumer(queue: _Queue) -> MemoryConsumer | None:
+        if queue.declared.arguments.get("x-single-active-consumer"):
+            first = queue.consumers[0] if queue.consumers else None
+            return first if first and len(first.in_window) < first.prefetch else None
         for _ in range(len(queue.consumers)):
             consumer = queue.consumers[0]
             queue.consumers.rotate(-1)

@@ -18,6 +18,7 @@ import pika
 import pytest
 
 from broker.protocol.events import EVENTS
+from broker.protocol.schedules import SCHEDULES
 from tests.conftest import USED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -162,7 +163,7 @@ def delete_all_queues(folder: Path, url: str) -> None:
         settings = Settings()
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
-        for name in (*names, settings.callbacks.queue, "dead-letters", "ackback.undertaker", EVENTS):
+        for name in (*names, settings.callbacks.queue, "dead-letters", "ackback.undertaker", EVENTS, SCHEDULES):
             channel.queue_delete(name)
 
 

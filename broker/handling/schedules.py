@@ -1,0 +1,46 @@
+"""Asking the daemon that fires what is scheduled."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from broker.errors import AckbackError, UnroutableError
+from broker.handling.calls import Calls
+from broker.protocol import schedules
+from broker.protocol.cids import new_cid
+from broker.protocol.requests import Template
+from broker.protocol.schedules import SCHEDULES, Do, Line
+from broker.transport.interface import Connection
+
+TIMEOUT = 10.0
+MAX_BODY = 1 << 20
+
+
+class NobodyFiresError(AckbackError):
+    """No daemon is there that fires what is scheduled."""
+
+
+async def tell(connection: Connection, do: Do, service: str = "") -> Any:
+    """Give a command, and return the reply: the schedules, or what was fired.
+
+    Raises:
+        NobodyFiresError: no daemon is there to hear it.
+        RemoteError: there is no such schedule, or it could not be fired.
+        TimeoutError: the daemon has not answered for ten seconds.
+    """
+    seen = await connection.look_at(SCHEDULES)
+    if seen is None:
+        raise NobodyFiresError("no daemon whose services have a schedule has been here yet")
+    if not seen.consumers:
+        raise NobodyFiresError("no daemon is running that knows of schedules: start one (ackback run)")
+    request = Template().request(SCHEDULES, schedules.command(do, service), new_cid(), time.time(), MAX_BODY)
+    try:
+        return await Calls().call(connection, request, TIMEOUT)
+    except UnroutableError:
+        raise NobodyFiresError("the schedules have just been deleted") from None
+
+
+async def lines(connection: Connection) -> list[Line]:
+    """What there is. Raises what `tell` raises."""
+    return [Line.model_validate(one) for one in await tell(connection, "list")]

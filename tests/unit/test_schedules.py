@@ -1,0 +1,210 @@
+"""When something is due, and what becomes of what was missed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice, pairwise
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import cron, every
+from broker.process.timetable import Timetable
+from broker.protocol.schedules import Announcement, Command, Plan, State, cid_of
+from broker.schedule import AT_ONCE, TAKEOVER, Schedule, due_times, parse
+
+AMSTERDAM = ZoneInfo("Europe/Amsterdam")
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+moments = st.datetimes(datetime(2020, 1, 1), datetime(2035, 1, 1), timezones=st.just(UTC))
+schedules = st.one_of(
+    st.integers(1, 100_000).map(lambda seconds: every(seconds=seconds)),
+    st.sampled_from(
+        [
+            "* * * * *",
+            "*/7 * * * *",
+            "0 3 * * mon-fri",
+            "30 2 * * * Europe/Amsterdam",
+            "*/30 2,3 * * * America/New_York",
+            "0 0 L * *",
+            "*/20 * * * * *",
+        ]
+    ).map(parse),
+)
+
+
+def local(schedule: Schedule, day: datetime, count: int) -> list[str]:
+    """What is due from a day's beginning on, by the clocks there."""
+    return [
+        due.astimezone(AMSTERDAM).strftime("%d %H:%M %Z")
+        for due in islice(schedule.after(day - timedelta(seconds=1)), count)
+    ]
+
+
+def test_the_clock_that_goes_forward_leaves_nothing_out() -> None:
+    day = datetime(2026, 3, 28, tzinfo=AMSTERDAM)
+    assert local(cron("30 2 * * *", tz="Europe/Amsterdam"), day, 3) == [
+        "28 02:30 CET",
+        "29 03:00 CEST",
+        "30 02:30 CEST",
+    ]
+    night = datetime(2026, 3, 29, 1, tzinfo=AMSTERDAM)
+    hourly = ["29 01:00 CET", "29 03:00 CEST", "29 04:00 CEST"]
+    assert local(cron("0 * * * *", tz="Europe/Amsterdam"), night, 3) == hourly
+    assert local(every(hours=1), night, 3) == hourly
+
+
+def test_the_clock_that_goes_back_has_nothing_due_twice() -> None:
+    day = datetime(2026, 10, 24, tzinfo=AMSTERDAM)
+    assert local(cron("30 2 * * *", tz="Europe/Amsterdam"), day, 3) == [
+        "24 02:30 CEST",
+        "25 02:30 CEST",
+        "26 02:30 CET",
+    ]
+    night = datetime(2026, 10, 25, 2, tzinfo=AMSTERDAM)
+    hourly = ["25 02:00 CEST", "25 02:00 CET", "25 03:00 CET"]
+    assert local(cron("0 * * * *", tz="Europe/Amsterdam"), night, 3) == hourly
+    assert local(every(hours=1), night, 3) == hourly
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("every 5 minutes", "every 5 minutes"),
+        ("Every  minute", "every 1 minute"),
+        ("every 120 seconds", "every 2 minutes"),
+        ("every 36 hours", "every 36 hours"),
+        ("0 3 * * mon-fri", "0 3 * * mon-fri"),
+        ("0 3 * * mon-fri UTC", "0 3 * * mon-fri"),
+        ("0  3 * * MON Europe/Amsterdam", "0 3 * * MON Europe/Amsterdam"),
+        ("*/10 * * * * * America/Argentina/Buenos_Aires", "*/10 * * * * * America/Argentina/Buenos_Aires"),
+    ],
+)
+def test_schedules_as_text(text: str, shown: str) -> None:
+    assert str(parse(text)) == shown
+    assert parse(shown) == parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("every fortnight", "write it like 'every 5 minutes'"),
+        ("every 0 minutes", "from 1 to a year"),
+        ("every 400 days", "from 1 to a year"),
+        ("daily", "wrong number of fields; it has minute, hour"),
+        ("61 * * * *", "bad minute"),
+        ("0 3 * * mon-fry", "bad day-of-week"),
+        ("0 0 30 2 *", "bad day-of-month"),
+        ("0 3 * * * Europe/Amsterdm", "there is no time zone 'Europe/Amsterdm'"),
+        ("0 3 * * * ../../etc/passwd", "is no cron expression"),
+        ("", "wrong number of fields"),
+    ],
+)
+def test_what_is_no_schedule(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse(text)
+
+
+@given(schedules, moments)
+def test_due_times_are_the_same_forwards_and_backwards(schedule: Schedule, moment: datetime) -> None:
+    due = list(islice(schedule.after(moment), 5))
+    assert due == sorted(set(due))
+    assert due[0] > moment
+    assert all(one.microsecond == 0 for one in due)
+    for before, after in pairwise(due):
+        assert schedule.last(before) == before
+        assert schedule.last(after - timedelta(microseconds=1)) == before
+    assert schedule.last(moment) <= moment
+
+
+@given(schedules, moments, st.timedeltas(timedelta(0), timedelta(hours=6)))
+def test_what_was_missed(schedule: Schedule, until: datetime, outage: timedelta) -> None:
+    now = until + outage
+    every_one: list[datetime] = []
+    for due in schedule.after(until):
+        if due > now:
+            break
+        every_one.append(due)
+    is_late = not every_one or now - every_one[0] <= TAKEOVER
+    assert due_times(schedule, until, now, "all") == every_one[:AT_ONCE]
+    assert due_times(schedule, until, now, "once") == (every_one if is_late else every_one[-1:])
+    assert due_times(schedule, until, now, "skip") == (every_one if is_late else [])
+
+
+def test_cids_are_the_services_and_their_due_times() -> None:
+    due = datetime(2026, 3, 29, 3, tzinfo=AMSTERDAM)
+    assert cid_of("reports.nightly", due) == "reports.nightly/2026-03-29T01:00:00Z"
+
+
+def announced(since: float, schedule: str | None, name: str = "report") -> Announcement:
+    return Announcement(since=since, plans={name: None if schedule is None else Plan(schedule=schedule)})
+
+
+def test_the_younger_daemon_is_right() -> None:
+    timetable = Timetable()
+    timetable.announce(announced(2.0, "every 5 minutes"), NOON)
+    timetable.announce(announced(1.0, "every 1 hour"), NOON)
+    assert timetable.entries["report"].plan.schedule == "every 5 minutes"
+    timetable.announce(announced(1.0, None), NOON)
+    assert "report" in timetable.entries
+    timetable.announce(announced(3.0, None), NOON)
+    assert timetable.entries == {}
+    assert timetable.next_due() is None
+
+
+def test_another_schedule_makes_up_for_nothing() -> None:
+    timetable = Timetable()
+    timetable.announce(announced(1.0, "every 1 hour"), NOON)
+    later = NOON + timedelta(hours=5, minutes=1)
+    timetable.announce(announced(2.0, "every 1 minute"), later)
+    assert list(timetable.due(later)) == []
+    assert timetable.next_due() == later + timedelta(minutes=1)
+
+
+def test_what_is_paused_is_not_due_and_is_not_made_up_for() -> None:
+    timetable = Timetable()
+    timetable.announce(announced(1.0, "every 1 minute"), NOON)
+    timetable.obey(Command(command="pause", service="report"), NOON)
+    later = NOON + timedelta(hours=1)
+    assert list(timetable.due(later)) == []
+    assert timetable.lines(later)[0].next == []
+    timetable.obey(Command(command="resume", service="report"), later)
+    assert list(timetable.due(later)) == []
+    assert timetable.next_due() == later + timedelta(minutes=1)
+    with pytest.raises(LookupError, match="'nobody' has no schedule"):
+        timetable.obey(Command(command="pause", service="nobody"), later)
+
+
+def test_what_was_kept_is_gone_on_from() -> None:
+    before = Timetable()
+    before.announce(announced(1.0, "every 1 minute"), NOON)
+    before.announce(announced(1.0, "every 1 minute", "paused"), NOON)
+    before.obey(Command(command="pause", service="paused"), NOON)
+    minute = NOON + timedelta(minutes=1)
+    assert [(name, due) for name, _, due in before.due(minute)] == [("report", [minute])]
+    assert list(before.due(minute)) == []  # it is under way
+    before.fired("report", minute)
+    before.number += 1
+
+    after = Timetable()
+    after.announce(announced(2.0, "every 2 minutes"), minute)
+    after.adopt(State.model_validate_json(before.state().model_dump_json()))
+    assert after.number == 1
+    assert after.entries["report"].plan.schedule == "every 2 minutes"
+    assert after.entries["report"].fired == minute
+    assert after.entries["paused"].paused
+
+
+def test_what_could_not_be_fired_is_tried_again() -> None:
+    timetable = Timetable()
+    timetable.announce(announced(1.0, "every 1 minute"), NOON)
+    minute, again = NOON + timedelta(minutes=1), NOON + timedelta(minutes=1, seconds=5)
+    assert [due for _, _, due in timetable.due(minute)] == [[minute]]
+    timetable.failed("report", "nobody hosts it", again)
+    assert timetable.lines(minute)[0].problem == "nobody hosts it"
+    assert timetable.next_due() == again
+    assert [due for _, _, due in timetable.due(again)] == [[minute]]
+    timetable.fired("report", minute)
+    assert timetable.lines(again)[0].problem is None
