@@ -306,15 +306,10 @@ class DurableRun:
         return bodies.decode(reply)
 
     def _journal(self) -> Journal:
-        from broker.durable import journal
+        from broker.durable.journal import Journal
         from broker.protocol.runs import run_id
 
-        found = journal.Journal()
-        for chunk in self._services._store.journal(run_id(self._service, self.cid)):
-            for entry in journal.loads(chunk):
-                found.add(entry)
-            found.close(len(chunk))
-        return found
+        return Journal.of(self._services._store.journal(run_id(self._service, self.cid)))
 
 
 class _Inspector:

@@ -68,15 +68,10 @@ def show(
     """Tell the story of a run: its steps, what came of each and when, what it waits for, and where in the source that is."""
 
     async def find(store: Store) -> tuple[Head, Journal]:
-        from broker.durable import journal
+        from broker.durable.journal import Journal
 
         head = await _find(store, cid, service)
-        found = journal.Journal()
-        for chunk in await store.read(head.run):
-            for entry in journal.loads(chunk):
-                found.add(entry)
-            found.close(len(chunk))
-        return head, found
+        return head, Journal.of(await store.read(head.run))
 
     head, found = _with_store(config, find)
     if as_json:
@@ -138,19 +133,11 @@ def _with_store(config: Path | None, look: Callable[[Store], Awaitable[T]]) -> T
 
 
 def _in_store(settings: Settings, look: Callable[[Store], Awaitable[T]]) -> T:
-    from broker.errors import ConfigurationError
-    from broker.stores.factory import open_store
+    from broker.stores.factory import open_existing
     from broker.stores.interface import StoreError
 
-    url = settings.store_url
-    if url == "memory":
-        raise ConfigurationError("store.url is memory: what is there only its own process can see")
-    path = Path(url.removeprefix("sqlite://"))
-    if url.startswith("sqlite:") and not path.exists():
-        raise ConfigurationError(f"there is no store {path} yet: no daemon with durable services has been here")
-
     async def in_store() -> T:
-        store = open_store(url)
+        store = open_existing(settings.store_url)
         try:
             return await look(store)
         except StoreError as error:

@@ -14,8 +14,8 @@ from broker.cli.console import Config, Debug, quiet_settings
 from broker.log import escaped
 
 if TYPE_CHECKING:
+    from broker.handling.schedules import ScheduleCommands
     from broker.protocol.schedules import Do, Line
-    from broker.transport.interface import Connection
 
 T = TypeVar("T")
 
@@ -33,9 +33,7 @@ def list_(
     debug: Debug = False,
 ) -> None:
     """List the schedules: when each was fired last, and when it will be next (UTC)."""
-    from broker.handling.schedules import lines
-
-    found = _with_connection(config, lines)
+    found = _with_connection(config, lambda commands: commands.lines())
     if as_json:
         for one in found:
             typer.echo(one.model_dump_json())
@@ -75,12 +73,11 @@ def drop(service: Service, config: Config = None, debug: Debug = False) -> None:
 
 
 def _tell(config: Path | None, do: Do, service: str) -> Any:
-    from broker.handling.schedules import tell
-
-    return _with_connection(config, lambda connection: tell(connection, do, service))
+    return _with_connection(config, lambda commands: commands.tell(do, service))
 
 
-def _with_connection(config: Path | None, ask: Callable[[Connection], Awaitable[T]]) -> T:
+def _with_connection(config: Path | None, ask: Callable[[ScheduleCommands], Awaitable[T]]) -> T:
+    from broker.handling.schedules import ScheduleCommands
     from broker.transport.factory import create
 
     settings = quiet_settings(config)
@@ -88,7 +85,7 @@ def _with_connection(config: Path | None, ask: Callable[[Connection], Awaitable[
     async def connected() -> T:
         connection = await create(settings.urls, settings.broker.transport).connect()
         try:
-            return await ask(connection)
+            return await ask(ScheduleCommands(connection))
         finally:
             await connection.close()
 

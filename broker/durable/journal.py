@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable
 from typing import Any
 
 Entry = list[Any]
@@ -80,6 +81,16 @@ class Journal:
         """The state that is in the store."""
         self._asked_in: list[list[int]] = [[]]
         self._chunk_of: dict[int | str, int] = {}
+
+    @classmethod
+    def of(cls, chunks: Iterable[str]) -> Journal:
+        """The journal that is in a store."""
+        journal = cls()
+        for chunk in chunks:
+            for entry in loads(chunk):
+                journal.add(entry)
+            journal.close(len(chunk))
+        return journal
 
     def add(self, entry: Entry) -> None:
         """Something has happened."""

@@ -279,11 +279,7 @@ class Actor:
         return wanted
 
     async def _read(self, arrival: Arrival) -> None:
-        self._journal = Journal()
-        for text in await self._workshop.store.read(self.run_id):
-            for entry in journal.loads(text):
-                self._journal.add(entry)
-            self._journal.close(len(text))
+        self._journal = Journal.of(await self._workshop.store.read(self.run_id))
         if self._journal.state is not None:
             self._request = archive.loads(self._journal.begin[3])
             if (repeat := self._journal.repeat) is not None:

@@ -203,6 +203,9 @@ class _Turn:
             timetable.announce(said, now)
         else:
             self._obey(timetable, said, now, message)
+            if said.command == "list":
+                self._settle(delivery)
+                return
         self._heard.append(delivery)
 
     def _hold(self, timetable: Timetable, state: State, delivery: Delivery) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from broker.errors import ConfigurationError
@@ -34,3 +35,17 @@ def open_store(url: str) -> Store:
     raise ConfigurationError(
         "store.url is memory, sqlite:///path/of/a.file, redis://host:6379/0 or postgresql://user@host/database"
     )
+
+
+def open_existing(url: str) -> Store:
+    """The store that daemons have made.
+
+    Raises:
+        ConfigurationError: there is none that this process could see.
+    """
+    if url == "memory":
+        raise ConfigurationError("store.url is memory: what is there only its own process can see")
+    path = Path(url.removeprefix("sqlite://"))
+    if url.startswith("sqlite:") and not path.exists():
+        raise ConfigurationError(f"there is no store {path} yet: no daemon with durable services has been here")
+    return open_store(url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +14,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse
 
 from broker.errors import AckbackError
-from broker.web import text, views
+from broker.protocol.runs import CANCEL
+from broker.stores.interface import Head
+from broker.web import durable_views, text, views
 from broker.web.jobs import What
 from broker.web.site import Site
 from broker.web.views import Page
@@ -110,6 +113,47 @@ async def invoke(site: Site, request: Request, form: dict[str, str]) -> Result:
         cid = await site.client.invoke_async(name, value, callback=callback or None, timeout=INVOKE_TIMEOUT)
     except (AckbackError, TimeoutError, TypeError, ValueError) as error:
         return await again(str(error))
+    return _to(f"/invocations/{quote(cid, safe='')}")
+
+
+async def signal_run(site: Site, request: Request, form: dict[str, str]) -> Result:
+    head, _ = await durable_views.found(site, request)
+    name, payload = form.get("name", "").strip(), form.get("payload", "").replace("\r\n", "\n")
+    value: Any = payload
+    with suppress(ValueError, RecursionError):
+        value = json.loads(payload)
+    try:
+        await site.client.signal(head.service, head.cid, name, value, timeout=INVOKE_TIMEOUT)
+    except (AckbackError, TimeoutError, TypeError, ValueError) as error:
+        return await durable_views.run(site, request, {"name": name, "payload": payload}, str(error))
+    return _to_run(head)
+
+
+async def cancel_run(site: Site, request: Request, form: dict[str, str]) -> Result:
+    head, _ = await durable_views.found(site, request)
+    try:
+        await site.client.signal(head.service, head.cid, CANCEL, timeout=INVOKE_TIMEOUT)
+    except (AckbackError, TimeoutError) as error:
+        return await durable_views.run(site, request, problem=str(error))
+    return _to_run(head)
+
+
+def _to_run(head: Head) -> RedirectResponse:
+    return _to(f"/runs/{quote(head.cid, safe='')}?service={quote(head.service, safe='')}")
+
+
+async def pause(site: Site, request: Request, form: dict[str, str]) -> Result:
+    await site.schedules.tell("pause", request.path_params["service"])
+    return _to("/schedules")
+
+
+async def resume(site: Site, request: Request, form: dict[str, str]) -> Result:
+    await site.schedules.tell("resume", request.path_params["service"])
+    return _to("/schedules")
+
+
+async def fire(site: Site, request: Request, form: dict[str, str]) -> Result:
+    cid = (await site.schedules.tell("fire", request.path_params["service"]))["cid"]
     return _to(f"/invocations/{quote(cid, safe='')}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -16,7 +17,7 @@ from starlette.routing import Route
 
 from broker.protocol import archive
 from broker.recording.trace import as_values
-from broker.web import views
+from broker.web import durable_views, views
 from broker.web.openapi import document
 from broker.web.site import Site
 
@@ -32,6 +33,9 @@ def routes(site: Site) -> list[Route]:
         ("/api/failures/{key}", _failure),
         ("/api/invocations", _invocations),
         ("/api/invocations/{cid:path}", _invocation),
+        ("/api/runs", _runs),
+        ("/api/runs/{cid:path}", _run),
+        ("/api/schedules", _schedules),
         ("/api/daemons", _daemons),
         ("/api/concerns", lambda site, _: [one._asdict() for one in site.board.moment.concerns]),
         ("/api/jobs", _jobs),
@@ -48,6 +52,8 @@ def _endpoint(site: Site, answer: Answer) -> Callable[[Request], Awaitable[Respo
     async def endpoint(request: Request) -> Response:
         if "/failures" in request.url.path:
             await site.dead.look(object())
+        if inspect.iscoroutinefunction(answer):
+            return _json(await answer(site, request))
         return _json(await run_in_threadpool(answer, site, request))
 
     return endpoint
@@ -131,6 +137,19 @@ def _invocation(site: Site, request: Request) -> Any:
     if root is None:
         raise HTTPException(404, f"Nothing is known of {request.path_params['cid']!r}.")
     return {**as_values(root), "is_cut": is_cut}
+
+
+async def _runs(site: Site, request: Request) -> Any:
+    return [one._asdict() for one in await durable_views.listed(site, request)]
+
+
+async def _run(site: Site, request: Request) -> Any:
+    context = (await durable_views.run(site, request)).context
+    return {**context["head"]._asdict(), "steps": context["told"], "left_out": context["left_out"]}
+
+
+async def _schedules(site: Site, request: Request) -> Any:
+    return [one.model_dump(mode="json") for one in await site.schedules.lines()]
 
 
 def _daemons(site: Site, request: Request) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -22,13 +23,14 @@ from starlette.routing import Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from broker.protocol.names import DEAD_LETTERS
-from broker.web import actions, api, text, views
+from broker.web import actions, api, durable_views, text, views
 from broker.web.guard import TOKEN, Guard, Tokens, form_of
 from broker.web.metrics import metrics
 from broker.web.site import Site
 from broker.web.views import Page
 
-View = Callable[[Site, Request], Page]
+View = Callable[[Site, Request], Any]
+"""Returns a Page. One that asks others for what it shows is `async`; all others run in threads."""
 OF_DEAD_LETTERS = (
     views.failures,
     views.group,
@@ -39,7 +41,7 @@ OF_DEAD_LETTERS = (
     views.service,
 )
 """Before these, the dead letters are looked through, should they have changed."""
-SHARED = (views.overview, views.daemons)
+SHARED = (views.overview, views.daemons, durable_views.runs)
 """These are the same for all who look at one moment, and made once for them."""
 PAGES: tuple[tuple[str, View], ...] = (
     ("/", views.overview),
@@ -52,6 +54,10 @@ PAGES: tuple[tuple[str, View], ...] = (
     ("/jobs/{number:int}", views.job),
     ("/invocations", views.invocations),
     ("/invocations/{cid:path}", views.invocation),
+    ("/runs", durable_views.runs),
+    ("/runs/{cid:path}/confirm-cancel", durable_views.confirm_cancel),
+    ("/runs/{cid:path}", durable_views.run),
+    ("/schedules", durable_views.schedules),
     ("/daemons", views.daemons),
 )
 ACTIONS: tuple[tuple[str, actions.Action], ...] = (
@@ -61,6 +67,11 @@ ACTIONS: tuple[tuple[str, actions.Action], ...] = (
     ("/failures/{key}/drop", actions.drop_one),
     ("/jobs/{number:int}/stop", actions.stop_job),
     ("/invoke/{name:path}", actions.invoke),
+    ("/runs/{cid:path}/signal", actions.signal_run),
+    ("/runs/{cid:path}/cancel", actions.cancel_run),
+    ("/schedules/{service:path}/pause", actions.pause),
+    ("/schedules/{service:path}/resume", actions.resume),
+    ("/schedules/{service:path}/fire", actions.fire),
 )
 GONE = Markup('<div id="live" data-live><p class="note">{}</p></div>')
 """What takes the place of what is not there any more."""
@@ -132,11 +143,13 @@ class Pages:
         if view in OF_DEAD_LETTERS:
             await self._site.dead.look(self._marker())
 
-        def made() -> tuple[str, int]:
-            page = view(self._site, request)
-            return self._render(request, page, session, live=live), page.status
-
-        return await run_in_threadpool(made)
+        shown = (
+            view(self._site, request)
+            if inspect.iscoroutinefunction(view)
+            else run_in_threadpool(view, self._site, request)
+        )
+        page: Page = await shown
+        return await run_in_threadpool(self._render, request, page, session, live=live), page.status
 
     def _marker(self) -> object:
         """Changes when the dead letters do."""

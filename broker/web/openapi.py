@@ -46,6 +46,16 @@ _DEAD = _object(
 _KIND = _object(
     key=_TEXT, service=_TEXT, reason=_TEXT, title=_TEXT, detail=_TEXT, count=_WHOLE, first=_NUMBER, last=_NUMBER
 )
+_RUN = _object(run=_TEXT, service=_TEXT, cid=_TEXT, state=_TEXT, began=_NUMBER, changed=_NUMBER)
+_SCHEDULE = _object(
+    service=_TEXT,
+    schedule=_TEXT,
+    missed=_TEXT,
+    paused={"type": "boolean"},
+    last={"type": ["string", "null"]},
+    next=_list(_TEXT),
+    problem={"type": ["string", "null"]},
+)
 _STEP = {
     "$ref": "#/components/schemas/Step",
 }
@@ -87,6 +97,13 @@ _PATHS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         ("cid", "service", "outcome", "since", "before"),
     ),
     "/api/invocations/{cid}": ("The tree that an invocation belongs to.", _STEP, ()),
+    "/api/runs": ("Runs of durable services, the newest first.", _list(_RUN), ("cid", "service", "state")),
+    "/api/runs/{cid}": (
+        "One of them: its steps, of a long one the last.",
+        _object(**_RUN["properties"], steps=_list({"type": "object"}), left_out=_WHOLE),
+        ("service",),
+    ),
+    "/api/schedules": ("What is invoked by itself.", _list(_SCHEDULE), ()),
     "/api/daemons": ("Every daemon, and its last sign of life.", _list({"type": "object"}), ()),
     "/api/concerns": (
         "What somebody should know.",

@@ -16,6 +16,7 @@ from broker.transport.factory import create
 from broker.transport.interface import Connection, Transport
 from broker.web.board import Board
 from broker.web.dead_letters import DeadLetters
+from broker.web.durable import RunsInStore, Schedules
 from broker.web.follower import Follower
 from broker.web.guard import Tokens
 from broker.web.jobs import Jobs
@@ -35,6 +36,8 @@ class Site:
         self.board = Board(self.follower, self.queues, self.lookup)
         self.dead = DeadLetters(self.transport)
         self.jobs = Jobs(self.transport, settings.callbacks.queue, self.dead)
+        self.runs = RunsInStore(settings.store_url)
+        self.schedules = Schedules(self.transport)
         self.tokens = Tokens()
         self.client = AsyncClient(settings=settings, transport=self.transport)
 
@@ -54,7 +57,14 @@ class Site:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for close in (self.jobs.close, self.dead.close, self.client.close, self.follower.close):
+            for close in (
+                self.jobs.close,
+                self.dead.close,
+                self.client.close,
+                self.runs.close,
+                self.schedules.close,
+                self.follower.close,
+            ):
                 with suppress(AckbackError):
                     await close()
 

@@ -14,7 +14,7 @@ import pytest
 
 from broker import Service, every
 from broker.errors import RemoteError
-from broker.handling.schedules import tell
+from broker.handling.schedules import ScheduleCommands
 from broker.protocol import schedules
 from broker.protocol.message import Message, Publishing
 from broker.protocol.queues import own_queue
@@ -109,7 +109,7 @@ def test_what_was_missed_in_an_outage(transport: Transport, missed: schedules.Mi
         assert cids == sorted(schedules.cid_of(cls.name, last - timedelta(hours=one)) for one in range(made_up_for))
 
     async def fired_up_to_now(connection: Connection) -> Any:
-        lines = await tell(connection, "list")
+        lines = await ScheduleCommands(connection).tell("list")
         done = lines and (made_up_for == 0 or lines[0]["last"] is not None)
         return lines[0] if done else None
 
@@ -120,21 +120,21 @@ def test_a_person_pauses_resumes_fires_and_drops(transport: Transport) -> None:
     async def test() -> None:
         cls = ticking(schedule="0 3 * * mon-fri Europe/Amsterdam")
         async with office(transport) as connection, running(transport, cls):
-            (line,) = await tell(connection, "list")
+            (line,) = await ScheduleCommands(connection).tell("list")
             assert line["service"] == cls.name
             assert line["schedule"] == "0 3 * * mon-fri Europe/Amsterdam"
             assert line["last"] is None
             assert len(line["next"]) == 3
-            (line,) = await tell(connection, "pause", str(cls.name))
+            (line,) = await ScheduleCommands(connection).tell("pause", str(cls.name))
             assert line["paused"] and line["next"] == []
-            fired = await tell(connection, "fire", str(cls.name))
+            fired = await ScheduleCommands(connection).tell("fire", str(cls.name))
             await until(lambda: cls.seen)
             assert cls.seen == [(fired["cid"], {"full": True})]
-            (line,) = await tell(connection, "resume", str(cls.name))
+            (line,) = await ScheduleCommands(connection).tell("resume", str(cls.name))
             assert not line["paused"] and len(line["next"]) == 3
             with pytest.raises(RemoteError, match="'nobody' has no schedule"):
-                await tell(connection, "fire", "nobody")
-            assert await tell(connection, "drop", str(cls.name)) == []
+                await ScheduleCommands(connection).tell("fire", "nobody")
+            assert await ScheduleCommands(connection).tell("drop", str(cls.name)) == []
 
     run(test())
 
@@ -144,12 +144,12 @@ def test_what_was_paused_is_paused_for_the_next_daemon(transport: Transport) -> 
         cls = ticking()
         async with office(transport) as connection:
             async with running(transport, cls):
-                await tell(connection, "pause", str(cls.name))
+                await ScheduleCommands(connection).tell("pause", str(cls.name))
             before = len(cls.seen)
             async with running(transport, cls):
-                (line,) = await tell(connection, "list")
+                (line,) = await ScheduleCommands(connection).tell("list")
                 assert line["paused"]
-                await tell(connection, "resume", str(cls.name))
+                await ScheduleCommands(connection).tell("resume", str(cls.name))
                 await until(lambda: len(cls.seen) > before)
 
     run(test())
@@ -160,12 +160,12 @@ def test_a_schedule_that_is_taken_away_goes(transport: Transport) -> None:
         cls = ticking()
         async with office(transport) as connection:
             async with running(transport, cls):
-                await until(lambda: tell(connection, "list"))
+                await until(lambda: ScheduleCommands(connection).tell("list"))
             async with running(transport, named(str(cls.name), type("Tick", (cls,), {"schedule": None}))):
                 await until(lambda: is_empty(connection))
 
     async def is_empty(connection: Connection) -> bool:
-        return await tell(connection, "list") == []
+        return await ScheduleCommands(connection).tell("list") == []
 
     run(test())
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_fired_is_told_and_tried_again(transport: Transport) -> N
             await delete_queues(transport, [elsewhere])
 
     async def problem_of(connection: Connection) -> Any:
-        lines = await tell(connection, "list")
+        lines = await ScheduleCommands(connection).tell("list")
         return lines if lines and lines[0]["problem"] else None
 
     async def solved(connection: Connection) -> bool:

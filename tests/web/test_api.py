@@ -23,15 +23,36 @@ parser.validate(JSON.parse(require("fs").readFileSync(0))).then(() => console.lo
 """
 
 
+BESIDE = """
+from broker import Service, every
+
+class Delivery(Service):
+    name = "shop.delivery"
+    durable = True
+
+    async def handle(self, item: str) -> str:
+        return await self.wait_for("delivered")
+
+class Report(Service):
+    name = "shop.report"
+    schedule = every(days=1)
+
+    async def handle(self) -> None:
+        pass
+"""
+
+
 @pytest.fixture
 def site(shop: Path, web: Callable[..., Site], start: Callable[..., Process], rabbitmq_url: str) -> Site:
     """The page of a shop in which one order went well and one did not."""
+    (shop / "services" / "beside.py").write_text(BESIDE)
     found = web()
-    start("run").wait_for("ready: ")
+    start("run").wait_for("what is scheduled is fired here")
     with Client(rabbitmq_url) as client:
+        client.invoke_async("shop.delivery", "tea", cid="order-1")
         client.invoke_many("shop.order", [{"item": "tea"}, {"item": "boat"}])
     wait_until(lambda: found.json("/api/failures")["count"] == 1)
-    wait_until(lambda: len([one for one in found.json("/api/services") if one["rate"]]) == 3)
+    wait_until(lambda: len([one for one in found.json("/api/services") if one["rate"]]) == 4)
     wait_until(lambda: found.json("/api/services/shop.price")["about"])
     return found
 
@@ -53,7 +74,8 @@ def test_it_answers_as_it_is_described(site: Site) -> None:
     wait_until(lambda: site.json("/api/concerns"))  # there were none while the dead letter was under way
     values = {"name": "shop.price", "kind": group["key"], "key": dead["key"], "cid": dead["cid"]}
     for path, operations in document["paths"].items():
-        answer = site.json(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], path))
+        of = values | {"cid": "order-1"} if path.startswith("/api/runs") else values
+        answer = site.json(re.sub(r"\{(\w+)\}", lambda match, of=of: of[match[1]], path))  # type: ignore[misc]
         schema = operations["get"]["responses"]["200"]["content"]["application/json"]["schema"]
         assert answer, path
         assert_is_as_described(answer, schema, document, path)
