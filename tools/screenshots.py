@@ -37,7 +37,7 @@ PATIENCE = 60.0
 SHOP = """
     import asyncio, random
     from pydantic import BaseModel
-    from broker import Reject, Retry, Service
+    from broker import Retry, Service, cron, every
 
     class Order(BaseModel):
         order: int
@@ -87,6 +87,34 @@ SHOP = """
 
         def handle_error(self, error):
             pass
+
+    class Checkout(Service):
+        name = 'shop.checkout'
+        durable = True
+
+        async def handle(self, order: Order) -> dict:
+            price = await self.call('shop.price', order)
+            async with asyncio.TaskGroup() as both:
+                stock = both.create_task(self.call('shop.stock', order))
+                invoice = both.create_task(self.call('shop.invoice', order))
+            await asyncio.sleep(2)
+            async with asyncio.timeout(86400):
+                by = await self.wait_for('approved')
+            return {'invoice': invoice.result(), 'price': price, 'by': by}
+
+    class Nightly(Service):
+        name = 'reports.nightly'
+        schedule = cron('0 3 * * mon-fri', tz='Europe/Amsterdam')
+
+        async def handle(self):
+            pass
+
+    class Poll(Service):
+        name = 'orders.poll'
+        schedule = every(seconds=10)
+
+        async def handle(self):
+            await work(4)
 """
 ELSEWHERE = """(names) => {
     for (const element of document.querySelectorAll("pre"))
@@ -185,6 +213,12 @@ def main() -> None:
         ]
         try:
             until(lambda: _answers(base) and len(ask(base, "/api/daemons")) == 2)
+            with Client(url) as client:
+                for number in range(4680, 4692):
+                    order = {"order": number, "item": "tea"}
+                    client.invoke_async("shop.checkout", order, cid=f"checkout-{number}")
+                    if number % 3:
+                        client.signal("shop.checkout", f"checkout-{number}", "approved", "by Ann")
             orders(url, 400)
             groups = until(lambda: ask(base, "/api/failures")["groups"])
             (dead, *_) = ask(base, f"/api/failures/groups/{groups[0]['key']}")["dead_letters"]
@@ -194,6 +228,9 @@ def main() -> None:
                 "failures": "/failures",
                 "failure": f"/failures/{dead['key']}",
                 "invocation": f"/invocations/{dead['cid']}",
+                "runs": "/runs",
+                "run": "/runs/checkout-4689",
+                "schedules": "/schedules",
             }
             look(base, folder, paths)
         finally:
