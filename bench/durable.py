@@ -1,6 +1,8 @@
-"""Steps a second of durable services: runs of three steps, each a request to a service and back, 50 runs at once, every store on disk.
+"""Steps a second of durable services, beside DBOS Transact: runs of three steps, 50 at once, each on the same stores, on disk.
 
-    python bench/durable.py [--runs 2000] [--rounds 3] [--stores sqlite postgresql]
+Ours are requests to a service and back, by way of RabbitMQ; those of DBOS are functions of its own process.
+
+    python bench/durable.py [--runs 2000] [--rounds 3] [--stores sqlite postgresql] [--without-peer]
 
 One daemon hosts both services; the client calls the durable one and waits for its response. Latency is of one run by itself.
 """
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -87,11 +90,20 @@ async def measure(url: str, runs: int) -> tuple[float, float]:
         return rate, statistics.median(alone)
 
 
+def measure_peer(store: str, runs: int) -> tuple[float, float]:
+    """The same of DBOS, in a process of its own."""
+    command = [sys.executable, "-m", "bench.contenders.dbos_app", store, str(runs)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rate, alone = done.stdout.split()[-2:]
+    return float(rate), float(alone)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stores", nargs="+", default=["sqlite", "postgresql"], choices=["sqlite", "postgresql"])
+    parser.add_argument("--without-peer", action="store_true")
     options = parser.parse_args()
     with ExitStack() as stack:
         url, _ = stack.enter_context(rabbitmq_for_figures())
@@ -99,18 +111,30 @@ def main() -> None:
         stores = {"sqlite": ""}
         if "postgresql" in options.stores:
             stores["postgresql"] = stack.enter_context(PostgresqlServer(folder / "postgresql")).url
-        found: dict[str, list[tuple[float, float]]] = {store: [] for store in options.stores}
+        found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
         for round_ in range(options.rounds):
             for store in options.stores:
                 place = folder / f"{store}-{round_}"
                 with daemon(url, stores[store] or f"sqlite://{place}/ackback.db", place):
-                    found[store].append(asyncio.run(measure(url, options.runs)))
-                print(f"round {round_ + 1}  {store:<12}{found[store][-1][0]:>8,.0f} steps a second", flush=True)
-    print("\n| store | steps a second, median | lowest | highest | one run by itself, ms |\n|---|---:|---:|---:|---:|")
-    for store, rounds in found.items():
+                    found["ackback", store].append(asyncio.run(measure(url, options.runs)))
+                tell(round_, "ackback", store, found)
+                if not options.without_peer:
+                    peers = stores[store] or f"sqlite:///{place}/dbos.db"
+                    found["DBOS", store].append(measure_peer(peers, max(AT_ONCE, options.runs // 5)))
+                    tell(round_, "DBOS", store, found)
+    print(
+        "\n| | store | steps a second, median | lowest | highest | one run by itself, ms |\n|---|---|---:|---:|---:|---:|"
+    )
+    for (who, store), rounds in found.items():
         rates = [rate for rate, _ in rounds]
         alone = 1000 * statistics.median(seconds for _, seconds in rounds)
-        print(f"| {store} | {statistics.median(rates):,.0f} | {min(rates):,.0f} | {max(rates):,.0f} | {alone:.1f} |")
+        print(
+            f"| {who} | {store} | {statistics.median(rates):,.0f} | {min(rates):,.0f} | {max(rates):,.0f} | {alone:.1f} |"
+        )
+
+
+def tell(round_: int, who: str, store: str, found: dict[tuple[str, str], list[tuple[float, float]]]) -> None:
+    print(f"round {round_ + 1}  {who:<9}{store:<12}{found[who, store][-1][0]:>8,.0f} steps a second", flush=True)
 
 
 if __name__ == "__main__":
