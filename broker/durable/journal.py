@@ -30,13 +30,15 @@ BEGIN, ASK, GOT, SIGNAL, CANCEL, FAILED, AGAIN, REPEAT, END = (
 OK, BYTES, ERROR, UNROUTABLE, DUE = "ok", "bytes", "error", "unroutable", "due"
 DONE, CANCELLED = "done", "cancelled"
 
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
 MAX_STEPS = 100_000
 MAX_BYTES = 64 * 1024 * 1024
 
 
 def dumps(entries: list[Entry]) -> str:
     """A chunk."""
-    return json.dumps(entries, separators=(",", ":"))
+    return _encode(entries)
 
 
 def loads(chunk: str) -> list[Entry]:

@@ -13,8 +13,8 @@ import time
 import weakref
 from asyncio import _enter_task, _leave_task, events
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, NoReturn, TypeVar
 
@@ -106,11 +106,9 @@ class DurableLoop(asyncio.AbstractEventLoop):
         Raises:
             NeverWaitsError: that has no end.
         """
-        with self._as_running_loop():
-            self._run()
+        self._as_running_loop(self._run)
 
-    @contextmanager
-    def _as_running_loop(self) -> Iterator[None]:
+    def _as_running_loop(self, run: Callable[[], None]) -> None:
         outer = events._get_running_loop()
         task = asyncio.current_task(outer) if outer is not None else None
         if outer is not None and task is not None:
@@ -119,7 +117,7 @@ class DurableLoop(asyncio.AbstractEventLoop):
         sys.set_asyncgen_hooks(self._generators.add, self._finalize)
         events._set_running_loop(self)
         try:
-            yield
+            run()
         finally:
             events._set_running_loop(outer)
             sys.set_asyncgen_hooks(*hooks)
@@ -147,9 +145,11 @@ class DurableLoop(asyncio.AbstractEventLoop):
         self.is_abandoned = True
         self._ready.clear()
         # Now, and not when they are collected, which may be while another handler runs: they would find themselves on its loop.
-        with self._as_running_loop():
-            for task in list(self._tasks):
-                _close(task)
+        self._as_running_loop(self._close_all)
+
+    def _close_all(self) -> None:
+        for task in list(self._tasks):
+            _close(task)
 
     def time(self) -> float:
         return self.now

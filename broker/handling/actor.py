@@ -236,16 +236,30 @@ class Actor:
         return Outcome(again=delayed(Publishing(self._definition.name, message), seconds))
 
     async def _take_until_taken(self, batch: list[Arrival], results: list[Entry]) -> None:
+        try:
+            await self._take(batch, results, is_new=self._seems_new(batch))
+            return
+        except _Behind:
+            self.let_go()
         for pause in backoff(FIRST_PAUSE, LONGEST_PAUSE):
             try:
-                await self._take(batch, results)
+                await self._take(batch, results, is_new=False)
             except _Behind:
                 self.let_go()
                 await asyncio.sleep(pause)
             else:
                 return
 
-    async def _take(self, batch: list[Arrival], results: list[Entry]) -> None:
+    def _seems_new(self, batch: list[Arrival]) -> bool:
+        """Whether what has come is most likely a run's beginning: then it is not looked for in the store, which will refuse it if it is
+        there."""
+        if self._journal.state is not None or len(self._held) != 1 or len(batch) != 1:
+            return False
+        (one,) = batch
+        headers = one.message.headers
+        return one.step is None and not one.redelivered and runs.SIGNAL not in headers and h.ATTEMPT not in headers
+
+    async def _take(self, batch: list[Arrival], results: list[Entry], *, is_new: bool) -> None:
         """Journal what has come and what is asked then, and have that done."""
         self._asked = []
         self._again = set()
@@ -253,7 +267,7 @@ class Actor:
         self._is_fresh = self._journal.state is None
         for arrival in batch:
             arrival.outcome = NOTHING
-        if self._is_fresh:
+        if self._is_fresh and not is_new:
             await self._read(self._held[-1])
         for entry in results:
             if self._live is not None and self._live.takes(entry[2]):

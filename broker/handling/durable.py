@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from broker.durable.run import CALL, INVOKE, STEP, Run, place
@@ -70,8 +71,7 @@ class DurableInvocation:
     async def _call(self, name: str | type[Service], payload: Any, timeout: float | None, at: str) -> Any:
         target = self._invoker.registry.name_of(name)
         own = self._definition.name
-        template = Template(callbacks=(own,), reply_to=own, source=own)
-        publishing = self._request(template, target, payload, self._next_cid(target))
+        publishing = self._request(_calls_of(own), target, payload, self._next_cid(target))
         question = self._ask(CALL, target, publishing, at)
         answer = self._run.answer(question)
         if timeout is None:
@@ -153,3 +153,9 @@ class DurableInvocation:
             return template.request(target, payload, cid, time.time(), self._invoker.max_body, headers)
         except bodies.UnserialisableError as error:
             raise TypeError(f"the payload for {target!r} cannot be serialised: {error}") from None
+
+
+@lru_cache
+def _calls_of(service: str) -> Template:
+    """What the requests of a service's runs have in common."""
+    return Template(callbacks=(service,), reply_to=service, source=service)
