@@ -133,9 +133,7 @@ class Actor:
         self.run_id = run_id
         self._told = told
         self._rest = rest
-        self._steps = Steps(
-            workshop.publisher, workshop.file, workshop.run_in_thread, definition.name, run_id, self._answered
-        )
+        self._steps = Steps(workshop.publisher, workshop.file, workshop.run_in_thread, definition.name, run_id)
         self._journal = Journal()
         self._live: Run | None = None
         self._request = Message()
@@ -168,7 +166,7 @@ class Actor:
         """Forget all that is in the store."""
         if self._live is not None:
             self._live.abandon()
-        self._live, self._journal, self._published = None, Journal(), set()
+        self._live, self._journal, self._published, self._asked = None, Journal(), set(), []
 
     async def close(self) -> None:
         await self._steps.close()
@@ -277,7 +275,7 @@ class Actor:
         if self._journal.open:
             repeated.add(self._journal.chunks)
             await self._append()
-        await self._steps.do(self._wanted(), str(self._request.correlation_id))
+        await self._steps.do(self._wanted(), str(self._request.correlation_id), self._answered)
         self._published |= repeated
         if self._journal.state != RUNNING and self._live is not None:
             self._live.abandon()

@@ -25,10 +25,11 @@ from broker.protocol.problems import problem
 from broker.protocol.runs import DUE, step_cid
 from broker.protocol.runs import TIMER as TIMER_TYPE
 
+Answered = Callable[[Entry], None]
+
 
 class Steps:
-    """The steps of one run. `answered` is called with the result of a function, and with what is known of a request at once: that nobody
-    takes it. `file` files a dead letter."""
+    """The steps of one run. `file` files a dead letter."""
 
     def __init__(
         self,
@@ -37,22 +38,21 @@ class Steps:
         run_in_thread: Callable[..., asyncio.Future[Any]],
         service: str,
         run_id: str,
-        answered: Callable[[Entry], None],
     ) -> None:
         self._publisher = publisher
         self._file = file
         self._run_in_thread = run_in_thread
         self._service = service
         self._run_id = run_id
-        self._answered = answered
         self._running: dict[int, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
         """How many functions are running."""
         return len(self._running)
 
-    async def do(self, questions: Iterable[Question], cid: str) -> None:
-        """Publish what is asked, and wait until it is confirmed; begin functions, and do not wait. `cid` is the run's.
+    async def do(self, questions: Iterable[Question], cid: str, answered: Answered) -> None:
+        """Publish what is asked, and wait until it is confirmed; begin functions, and do not wait. `cid` is the run's, `answered` is called
+        with the result of a function, and with what is known of a request at once: that nobody hosts its target.
 
         Raises:
             ConnectionLostError: the connection ended first.
@@ -61,11 +61,11 @@ class Steps:
         for one in questions:
             if one.kind == STEP:
                 if one.number not in self._running:
-                    self._running[one.number] = asyncio.ensure_future(self._run(one))
+                    self._running[one.number] = asyncio.ensure_future(self._run(one, answered))
             elif one.kind == TIMER:
-                publishing.append(self._publish(one, self._timer(one, cid)))
+                publishing.append(self._publish(one, self._timer(one, cid), answered))
             elif one.kind in (CALL, INVOKE):
-                publishing.append(self._publish(one, one.ask))
+                publishing.append(self._publish(one, one.ask, answered))
         if len(publishing) == 1:
             await publishing[0]
         elif publishing:
@@ -84,7 +84,7 @@ class Steps:
         seconds = delays.whole_seconds(min(max(0.0, question.ask - time.time()), delays.MAXIMUM))
         return delays.delayed(Publishing(self._service, message), seconds)
 
-    async def _publish(self, question: Question, publishing: Publishing) -> None:
+    async def _publish(self, question: Question, publishing: Publishing, answered: Answered) -> None:
         try:
             await self._publisher.publish(publishing)
         except (UnroutableError, UnencodableError) as error:
@@ -92,7 +92,7 @@ class Steps:
                 outcome: tuple[str, Any] = (UNROUTABLE, delays.target(publishing))
                 if isinstance(error, UnencodableError):
                     outcome = ERROR, _told("error", error, delays.target(publishing))
-                self._answered([GOT, time.time(), question.number, *outcome])
+                answered([GOT, time.time(), question.number, *outcome])
             else:
                 await self._bury(publishing, error)
 
@@ -104,7 +104,7 @@ class Steps:
         told = problem(reason, type(error).__name__, str(error), delays.target(publishing))
         await self._file(dead_letter(message, reason, told))
 
-    async def _run(self, question: Question) -> None:
+    async def _run(self, question: Question, answered: Answered) -> None:
         function, arguments, options = question.ask
         try:
             if inspect.iscoroutinefunction(function):
@@ -116,7 +116,7 @@ class Steps:
             logger.debug("a step failed", exc_info=error)
             outcome = ERROR, _told("error", error, question.what)
         del self._running[question.number]
-        self._answered([GOT, time.time(), question.number, *outcome])
+        answered([GOT, time.time(), question.number, *outcome])
 
 
 def _as_json(result: Any, question: Question) -> Any:

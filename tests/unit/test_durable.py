@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -334,3 +336,41 @@ def test_the_outer_loop_is_as_it_was() -> None:
         assert (asyncio.get_running_loop(), asyncio.current_task(), run.task.result()) == (loop, task, 1)
 
     asyncio.run(outer())
+
+
+async def _sleeps(run: Run) -> None:
+    await asyncio.sleep(100)
+
+
+async def _gathers(run: Run) -> None:
+    await asyncio.gather(*(run.answer(run.ask(CALL, "a", str(number), None).number) for number in range(3)))
+
+
+async def _has_a_group(run: Run) -> None:
+    async with asyncio.TaskGroup() as group:
+        for seconds in (1, 2, 3):
+            group.create_task(asyncio.sleep(seconds))
+
+
+async def _has_a_time_limit(run: Run) -> None:
+    async with asyncio.timeout(50):
+        await run.wait_for("approved", "")
+
+
+async def _is_done(run: Run) -> None:
+    pass
+
+
+@pytest.mark.parametrize("handle", [_sleeps, _gathers, _has_a_group, _has_a_time_limit, _is_done])
+def test_what_is_abandoned_is_freed_without_the_collector(handle: Callable[[Run], Coroutine[Any, Any, None]]) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        run = Run(handle, 1.0)
+        run.begin()
+        run.abandon()
+        left = [weakref.ref(one) for one in (run, run.loop, run.task)]
+        del run
+        assert [one() for one in left] == [None, None, None]
+    finally:
+        gc.enable()
