@@ -1,9 +1,9 @@
 """What runs of durable services cost while they wait, and when very much of one comes together. Every store is an SQLite file.
 
-    python bench/waiting.py sleepers [--count 100000]   runs that sleep: memory, messages, and a thousand that wake in one second
-    python bench/waiting.py deploy [--count 1000]       runs under way while their daemon is replaced
-    python bench/waiting.py fan-in                      one run that asks 100, 1,000 and 10,000 services at once; one daemon, two
-    python bench/waiting.py replays                     how quickly a handler is brought to where its journal is
+python bench/waiting.py sleepers [--count 100000]   runs that sleep: memory, messages, and a thousand that wake in one second
+python bench/waiting.py deploy [--count 1000]       runs under way while their daemon is replaced
+python bench/waiting.py fan-in                      one run that asks 100, 1,000 and 10,000 services at once; one daemon, two
+python bench/waiting.py replays                     how quickly a handler is brought to where its journal is
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ class Daemon:
     def __init__(self, folder: Path) -> None:
         self._log = folder / "log"
         with self._log.open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "broker", "run"], cwd=folder, stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen([sys.executable, "-m", "broker", "run"], cwd=folder, stdout=log, stderr=log)
         before = self._log.read_text().count("ready: ")
         while self._log.read_text().count("ready: ") == before:
             if self.process.poll() is not None:
@@ -135,7 +133,9 @@ def messages(url: str, *queues: str) -> int:
 async def sleepers(url: str, folder: Path, count: int) -> None:
     daemon = Daemon(folder)
     levels = [level_name(level) for level in range(LEVELS)]
-    print("| runs asleep | memory of the daemon, MiB | messages that wait in the chain | others |\n|---:|---:|---:|---:|")
+    print(
+        "| runs asleep | memory of the daemon, MiB | messages that wait in the chain | others |\n|---:|---:|---:|---:|"
+    )
     try:
         async with AsyncClient(url) as client:
             told = 0
