@@ -9,7 +9,10 @@ import asyncio
 import logging
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -22,13 +25,17 @@ from broker.process.daemon import Daemon
 from broker.protocol.events import EVENTS
 from broker.protocol.message import Message
 from broker.recording.reading import read
-from broker.recording.trace import story
+from broker.recording.trace import Step, story
 from broker.settings import Settings, masked
+from broker.stores.factory import open_existing
+from broker.stores.interface import Head
 from broker.transport.factory import create
 from broker.transport.interface import Connection, Transport
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 20.0
+STEPS = 3
+"""Of the checkout, that are requests to other services."""
 
 STORIES = [
     (
@@ -73,6 +80,7 @@ class Narrator(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.callbacks = 0
+        self.approvals = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         cid = getattr(record, "cid", None)
@@ -80,6 +88,7 @@ class Narrator(logging.Handler):
         if cid is None or service is None:
             return
         self.callbacks += "callback" in service
+        self.approvals += "waits for approval" in record.getMessage()
         colour = YELLOW if record.levelno > logging.INFO else GREEN
         say(f"  {DIM}{cid[:8]}{RESET}  {colour}{service:<40}{RESET} {record.getMessage()}")
 
@@ -89,10 +98,17 @@ class Telling:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._connections: list[Connection] = []
         self.address = transport.address
+
+    async def hang_up(self) -> None:
+        """End all connections, as the end of a process does."""
+        for connection in self._connections:
+            await connection.close()
 
     async def connect(self) -> Connection:
         connection = await self._transport.connect()
+        self._connections.append(connection)
         publish = connection.publish
 
         def told(publishing: tuple[str, Message, str]) -> asyncio.Future[None]:
@@ -122,14 +138,14 @@ def tell(target: str, message: Message) -> None:
         )
 
 
-async def show_trace(transport: Transport, cid: str) -> None:
-    """The story of an invocation, once its dead letter is recorded."""
+async def show_trace(transport: Transport, cid: str, is_whole: Callable[[Step], bool]) -> None:
+    """The story of an invocation, once all that is to be seen is recorded."""
     connection = await transport.connect()
     try:
         async with asyncio.timeout(LONGEST):
             while True:
                 found = await story(read(connection), cid)
-                if found.root is not None and any(step.dead for step in (found.root, *found.root.children)):
+                if found.root is not None and is_whole(found.root):
                     break
                 await asyncio.sleep(0.1)
     finally:
@@ -155,8 +171,15 @@ async def main() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[narrator])
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     transport, where = await broker()
-    settings = Settings()
-    daemon = Daemon(settings, registry.load(settings, [str(ROOT / "services")]), Telling(transport))
+    with tempfile.TemporaryDirectory(prefix="ackback-demo-") as folder:
+        await show(narrator, transport, where, f"sqlite://{folder}/ackback.db")
+
+
+async def show(narrator: Narrator, transport: Transport, where: str, store: str) -> None:
+    settings = Settings().with_changes("store", url=store)
+    services = registry.load(settings, [str(ROOT / "services")])
+    telling = Telling(transport)
+    daemon = Daemon(settings, services, telling)
     serving = asyncio.ensure_future(daemon.run())
     await daemon.ready.wait()
     say(f"{BOLD}ackback{RESET} on {where}")
@@ -170,7 +193,30 @@ async def main() -> None:
         say(f"\n{BOLD}And request/reply, for when you do want to wait{RESET}")
         say(f"  call('zato.ping') returned {await client.call('zato.ping')}")
     say(f"\n{BOLD}What became of the order that could not be priced: ackback trace {cid}{RESET}")
-    await show_trace(transport, cid)
+    await show_trace(transport, cid, lambda root: any(step.dead for step in (root, *root.children)))
+
+    say(
+        f"\n{BOLD}A checkout of several steps, whose daemon crashes while it waits{RESET}  {DIM}services/checkout.py{RESET}"
+    )
+    async with AsyncClient(settings=settings, transport=transport) as client:
+        said = narrator.approvals
+        receipt = asyncio.ensure_future(client.call("checkout.checkout", {"item": "tea", "quantity": 4}))
+        await until(lambda: narrator.approvals > said)
+        (run, *_) = await runs_of(store)
+        say(f"  {YELLOW}the daemon crashes, and is gone with all that it had in memory{RESET}")
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+        await telling.hang_up()
+        say(f"  {DIM}{run.cid[:8]}{RESET}  somebody approves, though nobody is there:")
+        say(f"            {BOLD}ackback signal {run.cid} approved 'by Ann'{RESET}")
+        await client.signal("checkout.checkout", run.cid, "approved", "by Ann")
+        daemon = Daemon(settings, services, Telling(transport))
+        serving = asyncio.ensure_future(daemon.run())
+        say(f"  {YELLOW}another daemon is started, and goes on{RESET}")
+        say(f"  the receipt: {GREEN}{await receipt}{RESET}")
+    say(f"\n{BOLD}Its trace{RESET}")
+    await show_trace(transport, run.cid, lambda root: bool(root.handlings) and len(root.children) >= STEPS)
     say(
         f"\nNext: {BOLD}.venv/bin/ackback run{RESET} hosts these services on RabbitMQ; README.md shows how to write your own."
     )
@@ -179,6 +225,20 @@ async def main() -> None:
     )
     daemon.stop()
     await serving
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LONGEST):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def runs_of(store: str) -> list[Head]:
+    opened = open_existing(store)
+    try:
+        return await opened.heads()
+    finally:
+        await opened.close()
 
 
 async def settled(narrator: Narrator, daemon: Daemon, before: int) -> None:

@@ -463,8 +463,8 @@ class Actor:
         assert live is not None
         try:
             action()
-            if self._journal.asked > journal.MAX_STEPS or self._journal.size > journal.MAX_BYTES:
-                raise TooLongError(self._journal.asked, self._journal.size)
+            if len(live.questions) > journal.MAX_STEPS or self._journal.size > journal.MAX_BYTES:
+                raise TooLongError(len(live.questions), self._journal.size)
         except (ChangedError, NeverWaitsError, TooLongError) as error:
             live.abandon()
             self._live = None

@@ -627,3 +627,79 @@ def test_a_service_that_is_not_durable_has_no_steps() -> None:
             assert "is not durable, and this is for services that are" in await answer(daemon, Plain.name)
 
     run(test())
+
+
+def test_a_journal_that_is_too_long_ends_its_run_and_says_what_to_do(
+    transport: Transport, sqlite: dict[str, Any], shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.durable.journal.MAX_STEPS", 5)
+
+    async def handle(self: Any) -> None:
+        for number in range(100):
+            await self.call(shop.target, number)
+
+    name = shop.durable(handle)
+
+    async def test() -> None:
+        async with running(transport, *shop.services, **sqlite) as daemon:
+            told = await answer(daemon, name)
+            assert "at most 5 steps" in told
+            assert "`return self.again(payload)` begins with an empty one" in told
+        assert shop.effects.total() <= 5
+
+    run(test())
+
+
+def test_a_handler_that_waits_for_nothing_is_reported_and_holds_up_nobody_for_long(
+    transport: Transport, sqlite: dict[str, Any], shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.durable.loop.LONGEST_TURN", 0.2)
+
+    async def handle(self: Any) -> None:
+        while True:
+            await asyncio.sleep(0)
+
+    name = shop.durable(handle)
+
+    async def test() -> None:
+        async with running(transport, *shop.services, **sqlite) as daemon:
+            assert "it has run for 0.2 s without waiting for anything" in await answer(daemon, name)
+            assert json.loads((await daemon.ask(shop.target, request("tea"))).body) == {"of": "tea"}
+
+    run(test())
+
+
+def test_daemons_that_do_not_share_a_store_are_told_so(
+    transport: Transport, tmp_path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.handling.actor.MOST_NO_RUN_TRIES", 1)
+
+    async def handle(self: Any) -> Any:
+        return await self.wait_for("go")
+
+    name = shop.durable(handle)
+    one, other = ({"store": {"url": f"sqlite://{tmp_path}/{file}.db"}} for file in ("one", "other"))
+
+    async def test() -> None:
+        cid = unique("cid")
+        async with running(transport, *shop.services, **one) as first:
+            await first.publish(name, request(cid=cid))
+            await until(lambda: heads_of(one))
+            first.daemon.stop()
+            await first.serving
+            async with running(transport, *shop.services, **other) as second:
+                await second.publish(name, signal(cid, "go", "went"))
+                [dead] = await until(
+                    lambda: [found for found in first.dead + second.dead if found.correlation_id == cid]
+                )
+                assert dead.headers[DEAD_REASON] == "no-run"
+                assert "do all daemons that host the service share one store ([store] url)?" in dead.headers[DEAD_ERROR]
+
+    async def heads_of(section: dict[str, Any]) -> list[Head]:
+        store = open_store(section["store"]["url"])
+        try:
+            return await store.heads(service=name)
+        finally:
+            await store.close()
+
+    run(test())

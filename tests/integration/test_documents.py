@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.integration.conftest import ROOT, TIMEOUT, Process
+from tests.integration.conftest import ROOT, TIMEOUT, Process, wait_until
 from tests.rabbitmq import Rabbit
 
 README = (ROOT / "README.md").read_text()
@@ -50,6 +51,37 @@ def test_the_tutorial(
         )
         assert (done.stdout, done.stderr) == (printed, "")
     daemon.wait_for("asked for the price", 103)
+
+
+def test_the_checkout(
+    project: Callable[..., Path],
+    start: Callable[..., Process],
+    ackback: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """As the README has it: sent, its daemon killed, looked at, approved."""
+    (checkout,) = blocks("python checkout")
+    assert checkout == (ROOT / "services" / "checkout.py").read_text()
+    (console,) = blocks("console checkout")
+    shown = re.sub(r"\(?began .*|after .*|until .*|for .*|[+][0-9.]+ .?s|/\S*/(?=services)", "", console)
+    project({"checkout.py": checkout})
+    daemon = start("run")
+    daemon.wait_for("ready: ")
+    sent = re.search(r"\$ ackback (send .*)", console)
+    assert sent
+    cid = ackback(*shlex.split(sent[1])).stdout.strip()
+    daemon.wait_for("waits for approval")
+    daemon.signal(signal.SIGKILL)
+    daemon.exit_code()
+    daemon = start("run")
+    daemon.wait_for("ready: ")
+    story = ackback("runs", "show", cid).stdout
+    story = re.sub(r"\(?began .*|after .*|until .*|for .*|[+][0-9.]+ .?s|/\S*/(?=services)", "", story)
+    assert [line.split() for line in story.splitlines()[1:]] == [line.split() for line in shown.splitlines()[5:-1]]
+    signalled = re.search(r"\$ ackback (signal .*)", console)
+    assert signalled
+    assert ackback(*shlex.split(signalled[1].replace(CID.findall(console)[0], cid))).returncode == 0
+    wait_until(lambda: f"{cid}: done" in ackback("runs", "show", cid).stdout)
+    assert '"by Ann"' in ackback("runs", "show", cid).stdout
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import Process, wait_until
+from tests.rabbitmq import free_port
 
 SHOP = """
     import asyncio
@@ -123,3 +124,35 @@ def test_a_store_of_a_later_version_is_left_alone(project: Callable[..., Path], 
     done = ackback("run")
     assert done.returncode == 2
     assert "cannot be used: it was made by a later version of ackback (its tables are of version 99)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("/proc/nowhere/ackback.db", "/proc/nowhere/ackback.db cannot be used: unable to open database file"),
+        ("{folder}/config.toml", "config.toml cannot be used: file is not a database"),
+        ("{folder}", "cannot be used: unable to open database file"),
+    ],
+)
+def test_a_store_that_cannot_be_written(project: Callable[..., Path], ackback: Run, place: str, why: str) -> None:
+    folder = project({"shop.py": SHOP})
+    url = f"sqlite://{place.format(folder=folder)}"
+    (folder / "config.toml").write_text((folder / "config.toml").read_text() + f'[store]\nurl = "{url}"\n')
+    done = ackback("run")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert why in done.stderr
+
+
+def test_a_store_that_is_not_there(project: Callable[..., Path], start: Callable[..., Process], ackback: Run) -> None:
+    """Daemons start, as it may come: what needs it waits in the broker."""
+    project({"shop.py": SHOP}, f'[store]\nurl = "postgresql://127.0.0.1:{free_port()}/nowhere"\n')
+    process = start("run")
+    process.wait_for("ready: ")
+    ackback("send", "shop.checkout", "tea")
+    process.wait_for("messages of durable services wait until it works")
+    assert ackback("call", "shop.price", "tea").stdout == "2.5\n"
+    listed = ackback("runs", "list")
+    assert listed.returncode == 1
+    assert "connection" in listed.stderr and listed.stderr.startswith("ackback: ")
+    assert "Traceback" not in listed.stderr + "\n".join(process.lines)
