@@ -168,6 +168,8 @@ def _tell(head: Head, found: Journal) -> None:
             sign = "✗" if one.failed else "→"
             took = span(max(0, round((one.answered - one.asked) * 1e6)))
             typer.echo(f"{indent}{sign} {escaped(one.answer or '')}{' ' if one.answer else ''}after {took}")
+        elif one.left is not None:
+            typer.echo(f"{indent}· left after {span(max(0, round((one.left - one.asked) * 1e6)))}")
         elif one.is_waited_for:
             typer.echo(f"{indent}… {f'until {due(one)} UTC' if one.kind == 'sleep' else 'waits'}")
 

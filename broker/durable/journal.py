@@ -4,6 +4,7 @@
     ["ask", step, kind, what, digest, place]   the next step: what is shown of it, what tells it apart, file and line of the await
     ["got", t, step, outcome, value]           an answer: `ok`, `bytes`, `error` (a problem), `unroutable` (its target), `due` (a timer)
     ["signal", t, name, outcome, value, id]    a message for whoever waits for that name
+    ["left", t, step]                          the handler does not wait for it any more; only to be told, as it is found out again
     ["cancel", t]                              the run is to end
     ["failed", t, attempt, reason, problem, wait, step]
                                                an attempt ended, and why; the seconds until the next, null if there is none; the step
@@ -24,8 +25,8 @@ from collections.abc import Iterable
 from typing import Any
 
 Entry = list[Any]
-BEGIN, ASK, GOT, SIGNAL, CANCEL, FAILED, AGAIN, REPEAT, END = (
-    *("begin", "ask", "got", "signal", "cancel", "failed", "again", "repeat", "end"),
+BEGIN, ASK, GOT, SIGNAL, LEFT, CANCEL, FAILED, AGAIN, REPEAT, END = (
+    *("begin", "ask", "got", "signal", "left", "cancel", "failed", "again", "repeat", "end"),
 )
 OK, BYTES, ERROR, UNROUTABLE, DUE = "ok", "bytes", "error", "unroutable", "due"
 DONE, CANCELLED = "done", "cancelled"

@@ -48,6 +48,12 @@ class _Future(asyncio.Future[Any]):
     def __hash__(self) -> int:
         return self._number
 
+    def cancel(self, msg: Any = None) -> bool:
+        is_left = super().cancel(msg)
+        if is_left:
+            self.get_loop()._leaves(self)  # type: ignore[attr-defined]
+        return is_left
+
 
 class _Task(asyncio.Task[T]):
     def __init__(self, number: int, coro: Coroutine[Any, Any, T], **options: Any) -> None:
@@ -70,6 +76,8 @@ class DurableLoop(asyncio.AbstractEventLoop):
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._generators: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
         self.is_abandoned = False
+        self.left: list[object] = []
+        """Futures and timers that were given up, since somebody last looked."""
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
@@ -189,7 +197,12 @@ class DurableLoop(asyncio.AbstractEventLoop):
             logger.warning("in a durable handler: %s", context.get("message"), exc_info=context.get("exception"))
 
     def default_exception_handler(self, context: dict[str, Any]) -> None: ...
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None: ...
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        self._leaves(handle)
+
+    def _leaves(self, one: object) -> None:
+        if not self.is_abandoned:
+            self.left.append(one)
 
     def _next_number(self) -> int:
         self._number += 1

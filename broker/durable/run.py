@@ -55,6 +55,8 @@ class Run:
         self.questions: list[Question] = []
         self._known: list[Entry] = []
         self._waiting: dict[int, asyncio.Future[Any] | asyncio.TimerHandle] = {}
+        self._numbers: dict[int, int] = {}
+        """The steps of those, and of what waits for signals, by identity."""
         self._waiting_for_signals: dict[str, deque[tuple[int, asyncio.Future[Any]]]] = {}
         self._signals: dict[str, deque[tuple[str, Any]]] = {}
         self._answered: set[int] = set()
@@ -107,6 +109,11 @@ class Run:
         }
         return [one for one in self.questions if self.is_waiting(one.number) or one.number in signals]
 
+    def left(self) -> list[int]:
+        """The steps that the handler has given up since this was last asked."""
+        left, self.loop.left = self.loop.left, []
+        return [self._numbers[id(one)] for one in left if id(one) in self._numbers]
+
     def feed(self, entry: Entry) -> None:
         """Go on with what has happened."""
         kind, t = entry[0], entry[1]
@@ -146,6 +153,7 @@ class Run:
         if len(self.questions) < len(self._known):
             raise self._missing(len(self.questions))
         self.is_replaying = False
+        self.loop.left.clear()
 
     def _compare(self, asked: int) -> None:
         if len(self.questions) < asked:
@@ -181,6 +189,7 @@ class Run:
     def answer(self, number: int) -> asyncio.Future[Any]:
         """A future for the answer to a step."""
         future = self._waiting[number] = self.loop.create_future()
+        self._numbers[id(future)] = number
         return future
 
     def wait_for(self, name: str, place_in_source: str) -> asyncio.Future[Any]:
@@ -191,6 +200,7 @@ class Run:
             future.set_result(journal.payload(*buffered.popleft()))
         else:
             self._waiting_for_signals.setdefault(name, deque()).append((question.number, future))
+            self._numbers[id(future)] = question.number
         return future
 
     def abandon(self) -> None:
@@ -201,10 +211,12 @@ class Run:
         seconds = round(timer.when() - self.loop.now, 3)
         question = self.ask(TIMER, f"{seconds:g} s", f"{seconds:g}", timer.when())
         self._waiting[question.number] = timer
+        self._numbers[id(timer)] = question.number
 
     def _got(self, number: int, outcome: str, value: Any) -> None:
         self._answered.add(number)
         one = self._waiting.pop(number, None)
+        self._numbers.pop(id(one), None)
         if isinstance(one, asyncio.TimerHandle):
             if not one.cancelled():
                 self.loop.fire(one)
@@ -235,6 +247,7 @@ class Run:
         waiting = self._waiting_for_signals.get(name, deque())
         while waiting:
             _, future = waiting.popleft()
+            self._numbers.pop(id(future), None)
             if not future.done():
                 future.set_result(journal.payload(outcome, value))
                 return

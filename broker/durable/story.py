@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from broker.durable.journal import AGAIN, ASK, BYTES, CANCEL, DUE, ERROR, FAILED, GOT, OVER, SIGNAL, UNROUTABLE, Journal
+from broker.durable.journal import (
+    AGAIN,
+    ASK,
+    BYTES,
+    CANCEL,
+    DUE,
+    ERROR,
+    FAILED,
+    GOT,
+    LEFT,
+    OVER,
+    SIGNAL,
+    UNROUTABLE,
+    Journal,
+)
 from broker.durable.run import INVOKE, TIMER, WAIT
 
 SHOWN = 200
@@ -16,7 +30,8 @@ SHOWN = 200
 
 @dataclass(slots=True)
 class Step:
-    """A step of a run. Times are in seconds since 1970; `answer` is what came, None if nothing has, `failed` whether that is a failure."""
+    """A step of a run. Times are in seconds since 1970; `answer` is what came, None if nothing has, `failed` whether that is a failure,
+    `left` when the handler gave it up."""
 
     number: int
     kind: str
@@ -26,6 +41,7 @@ class Step:
     answered: float | None = None
     answer: str | None = None
     failed: bool = False
+    left: float | None = None
     is_waited_for: bool = False
 
 
@@ -62,11 +78,15 @@ def story(journal: Journal) -> list[Step | Remark]:
             step.answered, step.answer = entry[1], _shown(entry[3], entry[4])
             step.failed = entry[3] in (ERROR, UNROUTABLE)
         elif kind == SIGNAL:
-            if waits.get(entry[2]):
-                step = waits[entry[2]].pop(0)
+            still = [one for one in waits.get(entry[2], ()) if one.left is None]
+            if still:
+                step = still[0]
+                waits[entry[2]].remove(step)
                 step.answered, step.answer = entry[1], _shown(entry[3], entry[4])
             else:
                 early.setdefault(entry[2], []).append((entry[1], _shown(entry[3], entry[4])))
+        elif kind == LEFT and entry[2] in steps:
+            steps[entry[2]].left = entry[1]
         elif kind == CANCEL:
             told.append(Remark(entry[1], "it was cancelled"))
         elif kind == FAILED:
@@ -78,7 +98,7 @@ def story(journal: Journal) -> list[Step | Remark]:
         told += [Remark(at, f'signal "{signals[0]}" came, and is kept: {answer}') for at, answer in signals[1]]
     if journal.state not in OVER:
         for step in steps.values():
-            step.is_waited_for = step.answered is None and step.kind != INVOKE
+            step.is_waited_for = step.answered is None and step.left is None and step.kind != INVOKE
     return told
 
 

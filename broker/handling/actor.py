@@ -33,6 +33,7 @@ from broker.durable.journal import (
     FAILED,
     FAILING,
     GOT,
+    LEFT,
     OK,
     OVER,
     REPEAT,
@@ -474,6 +475,8 @@ class Actor:
         for question in live.questions[self._journal.asked :]:
             self._journal.add(question.entry)
             self._asked.append((live, question))
+        for number in live.left():
+            self._journal.add([LEFT, time.time(), number])
         if live.is_done:
             self._ended(live, arrival)
 

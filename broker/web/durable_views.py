@@ -70,7 +70,8 @@ async def found(site: Site, request: Request) -> tuple[Head, Journal]:
 def _row(one: Step | Remark) -> dict[str, Any]:
     if isinstance(one, Remark):
         return {"at": one.at, "remark": one.text}
-    state = "waits" if one.is_waited_for else "sent" if one.answered is None else "failed" if one.failed else "ok"
+    ended = one.answered if one.answered is not None else one.left
+    state = "failed" if one.failed else "ok" if one.answered is not None else "left" if one.left is not None else "sent"
     return {
         "at": one.asked,
         "number": one.number + 1,
@@ -78,9 +79,9 @@ def _row(one: Step | Remark) -> dict[str, Any]:
         "what": one.what,
         "place": one.place,
         "answer": one.answer or "",
-        "state": state,
+        "state": "waits" if one.is_waited_for else state,
         "until": due(one) if one.is_waited_for and one.kind == "sleep" else None,
-        "took": None if one.answered is None else max(0, round((one.answered - one.asked) * 1e6)),
+        "took": None if ended is None else max(0, round((ended - one.asked) * 1e6)),
     }
 
 

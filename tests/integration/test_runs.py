@@ -72,7 +72,9 @@ def test_a_run_is_watched_told_and_ended(shop: Process, ackback: Run) -> None:
     wait_until(lambda: 'signal "approvd" came, and is kept: "x"' in ackback("runs", "show", cid).stdout)
     assert ackback("signal", cid, "approved", '{"by": "Ann"}').returncode == 0
     wait_until(lambda: state_of(ackback, cid) == "done")
-    assert '→ {"by":"Ann"} after ' in ackback("runs", "show", cid).stdout
+    told = ackback("runs", "show", cid).stdout
+    assert '→ {"by":"Ann"} after ' in told
+    assert re.search(r"2 sleep 3600 s  \(.*\)\n +· left after ", told)
 
 
 def test_a_run_that_failed_and_one_that_is_cancelled(shop: Process, ackback: Run) -> None:
