@@ -6,6 +6,7 @@ CONTRACT ?= tests/contract tests/integration/test_migrate.py
 PROCESSES := $(if $(AMQP_URL),0,5)
 PYTEST = pytest -n $(PROCESSES)
 TESTS = tests/unit tests/contract tests/integration tests/web tests/faults
+LONG = tests/unit/test_durable.py tests/faults/test_durable.py tests/faults/test_schedules.py
 MINUTES ?= 30
 SEED ?= 1
 # Lint beside the second virtual environment.
@@ -46,6 +47,7 @@ matrix:
 
 soak: .venv/dev .venv-bench/done
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
+	ACKBACK_EXAMPLES=10000 ACKBACK_RUNS=500 ACKBACK_SECONDS=60 $(BIN)/pytest -rP $(LONG)
 
 # The pictures of the page in docs/images.
 screenshots: .venv/dev

@@ -28,7 +28,15 @@ class Target(Service):
 
 
 class Price(Target):
+    """Replies three times, two of them before its question is acknowledged."""
+
     name = "attack.price"
+
+    async def handle(self, value: Any) -> Any:
+        answer = await super().handle(value)
+        for _ in range(2):
+            self.invoke_async("attack.checkout", answer, cid=self.cid)
+        return answer
 
 
 class Reserve(Target):

@@ -1,7 +1,9 @@
-"""Runs of a durable service while daemons are killed, the broker and the store go and come back: each ends as it would have undisturbed."""
+"""Runs of a durable service while daemons are killed, connections cut, answers delivered three times, the broker and the store go and come
+back: each ends as it would have undisturbed."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -21,6 +23,7 @@ from tests.stores import PostgresqlServer
 
 RUNS = int(os.environ.get("ACKBACK_RUNS", "100"))
 KILLS = 10
+CUTS = 5
 PATIENCE = 60.0
 """Seconds without news after which what has not ended has not ended."""
 
@@ -96,6 +99,8 @@ def store_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pos
         yield server
 
 
+# A connection that is cut while it is being made leaves pika's sockets open.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("transport", "store_server"), [("lane", "sqlite"), ("aio-pika", "postgresql")], indirect=["store_server"]
 )
@@ -123,6 +128,8 @@ def test_every_run_ends_as_it_would_have(
                     clients.publish(order, order, {}, f"request-{order}")
             if order % (RUNS // KILLS) == RUNS // KILLS - 1:
                 kill(rng.choice(daemons))
+            if order % (RUNS // CUTS) == RUNS // CUTS - 5:
+                node.ctl("close_all_connections", "attacked")
             if order == RUNS // 2:
                 node.kill()
                 node.start()
@@ -132,21 +139,28 @@ def test_every_run_ends_as_it_would_have(
         clients.collect_until(lambda: len(clients.replies) == RUNS)
         for order, replies in clients.replies.items():
             assert [one for one in replies if one != expected(order)] == []
-        assert asked_twice(ledger) == {}
+        asked = cids_of(ledger)
+        assert len(asked) >= RUNS * 7
+        assert {what: cids for what, cids in asked.items() if len(set(cids)) > 1} == {}
+        handled, repeats = sum(map(len, asked.values())), sum(map(len, clients.replies.values())) - RUNS
+        print(
+            f"{transport}, {url.partition(':')[0]}: {RUNS} of {RUNS} runs ended as undisturbed; {len(asked)} requests to targets, handled "
+            f"{handled} times, each under one CID; {repeats} runs replied more than once, with the same"
+        )
     finally:
         stage.close()
+        gc.collect()
 
 
 def kill(daemon: DaemonProcess) -> None:
     daemon.kill()
 
 
-def asked_twice(ledger: Path) -> dict[str, set[str]]:
-    """What targets were asked for under several CIDs: by their own count they would have done it more than once."""
-    cids: dict[str, set[str]] = defaultdict(set)
+def cids_of(ledger: Path) -> dict[str, list[str]]:
+    """What targets were asked for, with the CID of each time: under several, they would have done it more than once by their own count."""
+    cids: dict[str, list[str]] = defaultdict(list)
     for file in ledger.iterdir():
         for line in file.read_text().splitlines():
             what, _, cid = line.rpartition(" ")
-            cids[what].add(cid)
-    assert len(cids) >= RUNS * 7
-    return {what: found for what, found in cids.items() if len(found) > 1}
+            cids[what].append(cid)
+    return cids
