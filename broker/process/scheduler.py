@@ -75,10 +75,13 @@ class Scheduler:
                 await turn.take(self._announcement)
             except BrokerUnavailableError:
                 return  # there will be another connection
-            except ConfigurationError as error:
+            except Exception as error:
                 if str(error) != self._told:
                     self._told = str(error)
-                    logger.error("nothing that is scheduled is fired here: %s; trying again until it works", error)
+                    more = None if isinstance(error, AckbackError) else error
+                    logger.error(
+                        "nothing that is scheduled is fired here: %s; trying again until it works", error, exc_info=more
+                    )
                 await asyncio.sleep(pause)
             self._last = turn.state
             if turn.is_stopped:
@@ -112,6 +115,7 @@ class _Turn:
         Raises:
             BrokerUnavailableError: the connection ended.
             ConfigurationError: the queue cannot be consumed, or a newer version has written to it.
+            NotAcceptedError: the queue takes no messages; UnroutableError: it has just been deleted.
         """
         consumer = await self._connection.consume(SCHEDULES, PREFETCH, self._on_delivery, self._on_cancelled)
         try:

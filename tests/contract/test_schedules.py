@@ -170,6 +170,22 @@ def test_a_schedule_that_is_taken_away_goes(transport: Transport) -> None:
     run(test())
 
 
+def test_a_queue_that_is_deleted_is_made_again_with_what_was_known(transport: Transport) -> None:
+    async def test() -> None:
+        cls = ticking()
+        async with office(transport) as connection, running(transport, cls):
+            await until(lambda: cls.seen)
+            await connection.publish(schedules.announcement(1.0, {"of.another": schedules.Plan(schedule="0 3 * * *")}))
+            await ScheduleCommands(connection).tell("pause", "of.another")
+            await connection.delete(own_queue(SCHEDULES))
+            seen = len(cls.seen)
+            await until(lambda: len(cls.seen) > seen + 1)
+            lines = await ScheduleCommands(connection).tell("list")
+            assert {one["service"]: one["paused"] for one in lines} == {cls.name: False, "of.another": True}
+
+    run(test())
+
+
 def test_what_cannot_be_fired_is_told_and_tried_again(transport: Transport) -> None:
     async def test() -> None:
         cls, elsewhere = ticking(schedule=None), unique("elsewhere")
