@@ -9,17 +9,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import chain, islice, takewhile
+from itertools import islice, takewhile
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 LONGEST = 366 * 86_400
-TAKEOVER = timedelta(seconds=10)
-"""Who fires is replaced within that, so due times that are no older are late, not missed: RabbitMQ may take 5 s to give up a node."""
 AT_ONCE = 500
-"""Missed due times that are made up for in one go."""
+"""Due times that are made up for in one go."""
 
 _EVERY = re.compile(r"every (?:(\d+) )?(second|minute|hour|day)s?", re.IGNORECASE)
 _ZONE = re.compile(r"(?!(?:sun|mon|tue|wed|thu|fri|sat)\b)[a-z][a-z0-9_+-]*(?:/[a-z0-9_+-]+)*", re.IGNORECASE)
@@ -130,20 +128,17 @@ def parse(text: str) -> Schedule:
     return cron(text)
 
 
-def due_times(schedule: Schedule, until: datetime, now: datetime, missed: str) -> list[datetime]:
+def due_times(schedule: Schedule, until: datetime, now: datetime, since: datetime, missed: str) -> list[datetime]:
     """What is due now and has not been dealt with, `until` having been: the first of it first, not more than `AT_ONCE`.
 
-    After an outage `missed` says what becomes of what was missed: `once` has the last of it, `all` has every one, `skip` none.
+    What was due before `since`, when nobody was there to fire it, is missed: `once` has the last of it, `all` has every one, `skip` none.
+    What is due after that may be late, but is not missed.
     """
-    first = next(schedule.after(until), None)
-    if first is None or first > now:
-        return []
-    if now - first > TAKEOVER:
-        if missed == "skip":
-            return []
-        if missed == "once":
-            return [schedule.last(now)]
-    return list(islice(takewhile(lambda due: due <= now, chain([first], schedule.after(first))), AT_ONCE))
+    begin = until if missed == "all" else max(until, since)
+    times = list(islice(takewhile(lambda due: due <= now, schedule.after(begin)), AT_ONCE))
+    if missed == "once" and until < since and (last := schedule.last(since)) > until:
+        return [last, *times]
+    return times
 
 
 def _zone(tz: str) -> ZoneInfo:

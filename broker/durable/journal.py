@@ -1,6 +1,8 @@
 """What is kept of a run: entries, in the order in which they happened. A chunk of them is appended to the store at once.
 
-    ["begin", t, service, message, first]      the request, as `archive` has it; the number of its first step
+    ["begin", t, service, message, first, chunk, signals]
+                                               the request, as `archive` has it; the number of its first step; that of the chunk, which
+                                               begins with this; the last signals before, by ID. The chunks before it are of no use any more
     ["ask", step, kind, what, digest, place]   the next step: what is shown of it, what tells it apart, file and line of the await
     ["got", t, step, outcome, value]           an answer: `ok`, `bytes`, `error` (a problem), `unroutable` (its target), `due` (a timer)
     ["signal", t, name, outcome, value, id]    a message for whoever waits for that name
@@ -35,6 +37,8 @@ _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 MAX_STEPS = 100_000
 MAX_BYTES = 64 * 1024 * 1024
+SIGNALS_REMEMBERED = 100
+"""So many signals are known again if they come twice, after the run has begun anew."""
 
 
 def dumps(entries: list[Entry]) -> str:
@@ -82,15 +86,18 @@ class Journal:
         """None for a run that there is not."""
         self.kept_state: str | None = None
         """The state that is in the store."""
-        self._asked_in: list[list[int]] = [[]]
+        self._asked_in: dict[int, list[int]] = {}
         self._chunk_of: dict[int | str, int] = {}
 
     @classmethod
     def of(cls, chunks: Iterable[str]) -> Journal:
         """The journal that is in a store."""
         journal = cls()
-        for chunk in chunks:
-            for entry in loads(chunk):
+        for number, chunk in enumerate(chunks):
+            entries = loads(chunk)
+            if number == 0:
+                journal.chunks = entries[0][5]
+            for entry in entries:
                 journal.add(entry)
             journal.close(len(chunk))
         return journal
@@ -99,10 +106,12 @@ class Journal:
         """Something has happened."""
         kind = entry[0]
         if kind == BEGIN:
-            self.entries, self.asked, self.state = [], 0, RUNNING
+            self.entries, self.asked, self.size, self.state = [], 0, 0, RUNNING
+            began_in: int = entry[5]
+            self._asked_in, self._chunk_of = {}, dict.fromkeys(entry[6], began_in)
         elif kind == ASK:
             self.asked += 1
-            self._asked_in[-1].append(entry[1])
+            self._asked_in.setdefault(self.chunks, []).append(entry[1])
         elif kind == GOT:
             self._chunk_of[entry[2]] = self.chunks
         elif kind == SIGNAL:
@@ -124,11 +133,21 @@ class Journal:
         self.chunks += 1
         self.size += size
         self.kept_state = self.state
-        self._asked_in.append([])
 
     @property
     def begin(self) -> Entry:
         return self.entries[0]
+
+    @property
+    def began_in(self) -> int:
+        """The chunk in which it last began anew."""
+        began: int = self.begin[5]
+        return began
+
+    @property
+    def last_signals(self) -> list[str]:
+        """The last signals that have come, by ID."""
+        return [one for one in self._chunk_of if isinstance(one, str) and one][-SIGNALS_REMEMBERED:]
 
     @property
     def end(self) -> Entry:
@@ -150,7 +169,7 @@ class Journal:
 
     def asked_in(self, chunk: int) -> list[int]:
         """The steps that were asked for in a chunk."""
-        return self._asked_in[chunk]
+        return self._asked_in.get(chunk, [])
 
     def last_answer(self) -> int | None:
         """The step whose answer was the last thing that happened; None if it was something else."""

@@ -140,6 +140,8 @@ class Actor:
         self._request = Message()
         self._is_fresh = False
         self._asked: list[tuple[Run, Question]] = []
+        self._next: tuple[Run, Again, Arrival] | None = None
+        """The run is to begin anew, with this, once all that it has asked for is published."""
         self._published: set[int] = set()
         """The chunks whose questions this process knows to be published."""
         self._again: set[int] = set()
@@ -167,7 +169,7 @@ class Actor:
         """Forget all that is in the store."""
         if self._live is not None:
             self._live.abandon()
-        self._live, self._journal, self._published, self._asked = None, Journal(), set(), []
+        self._live, self._journal, self._published, self._asked, self._next = None, Journal(), set(), [], None
 
     async def close(self) -> None:
         await self._steps.close()
@@ -260,8 +262,7 @@ class Actor:
 
     async def _take(self, batch: list[Arrival], results: list[Entry], *, is_new: bool) -> None:
         """Journal what has come and what is asked then, and have that done."""
-        self._asked = []
-        self._again = set()
+        self._forget_questions()
         repeated: set[int] = set()
         self._is_fresh = self._journal.state is None
         for arrival in batch:
@@ -273,14 +274,27 @@ class Actor:
                 self._happened(entry, self._held[-1])
         for arrival in batch:
             self._arrived(arrival, repeated)
+        await self._note_and_do(repeated)
+        while self._next is not None:
+            # Only now, as what was asked for before cannot be told from the journal afterwards.
+            self._forget_questions()
+            self._begin_anew(*self._next)
+            await self._note_and_do(set())
+            await self._workshop.store.drop(self.run_id, self._journal.began_in)
+        if self._journal.state != RUNNING and self._live is not None:
+            self._live.abandon()
+            self._live = None
+
+    def _forget_questions(self) -> None:
+        self._asked, self._again = [], set()
+
+    async def _note_and_do(self, repeated: set[int]) -> None:
+        """Journal what has happened and what is asked for then, and have that done, and what of `repeated` chunks may not have been."""
         if self._journal.open:
             repeated.add(self._journal.chunks)
             await self._append()
         await self._steps.do(self._wanted(), str(self._request.correlation_id), self._answered)
         self._published |= repeated
-        if self._journal.state != RUNNING and self._live is not None:
-            self._live.abandon()
-            self._live = None
 
     def _wanted(self) -> list[Question]:
         """What is to be done: what was asked for just now, and the steps of which it is not known that it was done."""
@@ -350,9 +364,11 @@ class Actor:
         state, live = self._journal.state, self._live
         if state is None:
             self._no_run(arrival)
+        elif step < self._journal.begin[4]:  # it was used before the run began anew
+            self._repeated(arrival, self._journal.began_in, repeated)
         elif (chunk := self._journal.chunk_of(step)) is not None:
             self._repeated(arrival, chunk, repeated)
-        elif state in (DONE, CANCELLED) or step < self._journal.begin[4]:
+        elif state in (DONE, CANCELLED):
             pass  # nobody waits for it any more
         elif live is None or live.takes(step):
             self._happened([GOT, time.time(), step, *_answer(arrival.message)], arrival)
@@ -442,7 +458,8 @@ class Actor:
         )
 
     def _begin(self, first: int, arrival: Arrival) -> None:
-        self._journal.add([BEGIN, time.time(), self._definition.name, archive.dumps(self._request), first])
+        kept, journal = archive.dumps(self._request), self._journal
+        journal.add([BEGIN, time.time(), self._definition.name, kept, first, journal.chunks, journal.last_signals])
         live = self._live = self._new_run()
         self._go_through(live.begin, arrival)
 
@@ -484,7 +501,9 @@ class Actor:
         try:
             result = live.task.result()
             if isinstance(result, Again):
-                self._begin_anew(live, result, arrival)
+                if not self._journal.has_gone_on:
+                    raise RuntimeError("`again` without having waited for anything: that has no end")
+                self._next = live, result, arrival
                 return
             body, content_type, headers = responses.encoded(self._definition, result)
         except asyncio.CancelledError:
@@ -497,8 +516,7 @@ class Actor:
         arrival.outcome = self._outcome()
 
     def _begin_anew(self, live: Run, again: Again, arrival: Arrival) -> None:
-        if not self._journal.has_gone_on:
-            raise RuntimeError("`again` without having waited for anything: that has no end")
+        self._next = None
         body, content_type, _ = responses.encoded(self._definition, Reply(again.payload))
         request = copy(self._request)
         request.body, request.content_type = body, content_type
@@ -506,7 +524,7 @@ class Actor:
         live.abandon()
         self._begin(live.next_number, arrival)
         for name, outcome, value in live.signals_left:
-            if self._live is not None and not self._live.is_done:
+            if self._journal.state == RUNNING:
                 self._happened([SIGNAL, time.time(), name, outcome, value, ""], arrival)
 
     def _failed(self, error: Exception, live: Run, arrival: Arrival) -> None:

@@ -99,6 +99,7 @@ class _Turn:
         self._template = Template()
         self._work: asyncio.Queue[Work] = asyncio.Queue()
         self.is_stopped = self._is_over = False
+        self._since = datetime.now(UTC)
         self._token = secrets.token_hex(8)
         self._timetable: Timetable | None = None
         self._early: list[Delivery] = []
@@ -180,7 +181,7 @@ class _Turn:
             await self._begin()
 
     async def _begin(self) -> None:
-        timetable = Timetable()
+        timetable = Timetable(self._since)
         early = sorted(self._early, key=lambda one: one.message.type != schedules.STATE)
         if early[0].message.type != schedules.STATE:
             timetable.adopt(self.state)

@@ -14,10 +14,12 @@ TOLD_NEXT = 3
 
 
 class Timetable:
-    """The schedules by their services' names. Times are aware; `number` counts the states that were kept."""
+    """The schedules by their services' names. Times are aware; `number` counts the states that were kept, and `since` is when this daemon
+    was there to fire."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: datetime) -> None:
         self.number = 0
+        self._since = since
         self.entries: dict[str, Entry] = {}
         self._schedules: dict[str, Schedule] = {}
         self._next: dict[str, datetime] = {}
@@ -82,7 +84,7 @@ class Timetable:
         for name in [name for name, due in self._next.items() if due <= now]:
             entry = self.entries[name]
             del self._next[name]
-            if times := due_times(self._schedules[name], entry.until, now, entry.plan.missed):
+            if times := due_times(self._schedules[name], entry.until, now, self._since, entry.plan.missed):
                 yield name, entry.plan, times
             else:  # what was missed is skipped
                 entry.until = now

@@ -49,6 +49,9 @@ class Store(Protocol):
         With a head, that is noted, too; with `keep`, the run is forgotten after so many seconds.
         """
 
+    async def drop(self, run: str, version: int) -> None:
+        """Forget the chunks before that number; `read` begins with it from now on. The numbers go on."""
+
     async def heads(
         self, *, service: str | None = None, state: str | None = None, cid: str | None = None, most: int = 1000
     ) -> list[Head]:

@@ -21,7 +21,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._claims = 0
-        self._journals: dict[str, list[str]] = {}
+        self._journals: dict[str, dict[int, str]] = {}
         self._heads: dict[str, Head] = {}
 
     async def claim(self, key: str, owner: str, lease: float) -> Claim | str:
@@ -50,16 +50,16 @@ class MemoryStore:
 
     def journal(self, run: str) -> list[str]:
         """What `read` returns, at once."""
-        return list(self._journals.get(run, ()))
+        return list(self._journals.get(run, {}).values())
 
     async def read(self, run: str) -> list[str]:
         return self.journal(run)
 
     async def append(self, run: str, version: int, chunk: str, head: Head | None, keep: float | None) -> bool:
-        journal = self._journals.setdefault(run, [])
-        if len(journal) != version:
+        journal = self._journals.setdefault(run, {})
+        if version != (next(reversed(journal)) + 1 if journal else 0):
             return False
-        journal.append(chunk)
+        journal[version] = chunk
         if head is not None:
             self._heads[run] = head
         if keep is not None:
@@ -70,6 +70,11 @@ class MemoryStore:
         if self._heads.get(run) is head:
             self._heads.pop(run, None)
             self._journals.pop(run, None)
+
+    async def drop(self, run: str, version: int) -> None:
+        journal = self._journals.get(run, {})
+        for number in [number for number in journal if number < version]:
+            del journal[number]
 
     async def heads(
         self, *, service: str | None = None, state: str | None = None, cid: str | None = None, most: int = 1000

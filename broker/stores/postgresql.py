@@ -48,13 +48,15 @@ _READ = "SELECT chunk FROM ackback_journal WHERE run = %(run)s ORDER BY version"
 # The key is the comparison: a journal's chunks are numbered without gaps, so whoever is late finds the number taken.
 _APPEND = """
 INSERT INTO ackback_journal SELECT %(run)s, %(version)s, %(chunk)s
-WHERE %(version)s = 0 OR EXISTS (SELECT FROM ackback_journal WHERE run = %(run)s AND version = %(version)s - 1)
+WHERE EXISTS (SELECT FROM ackback_journal WHERE run = %(run)s AND version = %(version)s - 1)
+  OR (%(version)s = 0 AND NOT EXISTS (SELECT FROM ackback_journal WHERE run = %(run)s))
 ON CONFLICT DO NOTHING RETURNING 1
 """
 _APPEND_WITH_HEAD = """
 WITH appended AS (
   INSERT INTO ackback_journal SELECT %(run)s, %(version)s, %(chunk)s
-  WHERE %(version)s = 0 OR EXISTS (SELECT FROM ackback_journal WHERE run = %(run)s AND version = %(version)s - 1)
+  WHERE EXISTS (SELECT FROM ackback_journal WHERE run = %(run)s AND version = %(version)s - 1)
+    OR (%(version)s = 0 AND NOT EXISTS (SELECT FROM ackback_journal WHERE run = %(run)s))
   ON CONFLICT DO NOTHING RETURNING 1)
 INSERT INTO ackback_runs
 SELECT %(run)s, %(service)s, %(cid)s, %(state)s, %(began)s, %(changed)s, clock_timestamp() + make_interval(secs => %(keep)s)
@@ -63,6 +65,7 @@ ON CONFLICT (run) DO UPDATE SET cid = excluded.cid, state = excluded.state, bega
   until = excluded.until
 RETURNING 1
 """
+_DROP = "DELETE FROM ackback_journal WHERE run = %(run)s AND version < %(version)s RETURNING 1"
 _HEADS = """
 SELECT run, service, cid, state, began, changed FROM ackback_runs
 WHERE (%(service)s::text IS NULL OR service = %(service)s) AND (%(state)s::text IS NULL OR state = %(state)s)
@@ -128,6 +131,9 @@ class PostgresqlStore:
             return bool(await self._run(_APPEND, run=run, version=version, chunk=chunk))
         values = head._replace(service=head.service.replace(*_NUL), cid=head.cid.replace(*_NUL))._asdict()
         return bool(await self._run(_APPEND_WITH_HEAD, version=version, chunk=chunk, keep=keep, **values))
+
+    async def drop(self, run: str, version: int) -> None:
+        await self._run(_DROP, run=run, version=version)
 
     async def heads(
         self, *, service: str | None = None, state: str | None = None, cid: str | None = None, most: int = 1000

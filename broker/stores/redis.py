@@ -17,8 +17,8 @@ from broker.stores.batches import Batches
 from broker.stores.interface import Claim, Head, StoreError
 
 PREFIX = "ackback:once:"
-JOURNAL, HEAD, HEADS = "ackback:journal:", "ackback:run:", "ackback:runs"
-"""A list for each run, a hash for each, and the runs by when they began."""
+JOURNAL, HEAD, DROPPED, HEADS = "ackback:journal:", "ackback:run:", "ackback:dropped:", "ackback:runs"
+"""A list for each run, its head, how many chunks of it were dropped, and the runs by when they began."""
 TIMEOUT = 10.0
 
 # A value is the owner's 16 characters, then nothing (a claim) or "=" and the outcome. A script runs alone, so each is one step.
@@ -37,9 +37,10 @@ _RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 0
 """
-# The list's length is the comparison.
+# The list's length is the comparison, with what has been dropped of it.
 _APPEND = """
-if redis.call('LLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
+local dropped = tonumber(redis.call('GET', KEYS[4]) or '0')
+if redis.call('LLEN', KEYS[1]) + dropped ~= tonumber(ARGV[1]) then return 0 end
 redis.call('RPUSH', KEYS[1], ARGV[2])
 if ARGV[3] ~= '' then
   redis.call('SET', KEYS[2], ARGV[3])
@@ -47,12 +48,22 @@ if ARGV[3] ~= '' then
   if ARGV[6] ~= '' then
     redis.call('PEXPIRE', KEYS[1], ARGV[6])
     redis.call('PEXPIRE', KEYS[2], ARGV[6])
+    redis.call('PEXPIRE', KEYS[4], ARGV[6])
   else
     redis.call('PERSIST', KEYS[1])
     redis.call('PERSIST', KEYS[2])
+    redis.call('PERSIST', KEYS[4])
   end
 end
 return 1
+"""
+_DROP = """
+local dropped = tonumber(redis.call('GET', KEYS[2]) or '0')
+if tonumber(ARGV[1]) > dropped and redis.call('LLEN', KEYS[1]) > 0 then
+  redis.call('LTRIM', KEYS[1], tonumber(ARGV[1]) - dropped, -1)
+  redis.call('SET', KEYS[2], ARGV[1])
+end
+return 0
 """
 LOOKED_AT = 500
 """Runs that are looked at at once."""
@@ -98,8 +109,11 @@ class RedisStore:
 
     async def append(self, run: str, version: int, chunk: str, head: Head | None, keep: float | None) -> bool:
         kept = ("", "", "", "") if head is None else (json.dumps(head), head.began, run, _milliseconds(keep))
-        keys = JOURNAL + run, HEAD + run, HEADS
+        keys = JOURNAL + run, HEAD + run, HEADS, DROPPED + run
         return bool(await self._run("EVAL", _APPEND, len(keys), *keys, version, chunk, *kept))
+
+    async def drop(self, run: str, version: int) -> None:
+        await self._run("EVAL", _DROP, 2, JOURNAL + run, DROPPED + run, version)
 
     async def heads(
         self, *, service: str | None = None, state: str | None = None, cid: str | None = None, most: int = 1000

@@ -43,7 +43,9 @@ WHERE until <= :now OR (owner = :owner AND outcome IS NULL)
 # The key is the comparison: a journal's chunks are numbered without gaps, so whoever is late finds the number taken.
 _APPEND = """
 INSERT INTO journal SELECT :run, :version, :chunk
-WHERE :version = 0 OR EXISTS (SELECT 1 FROM journal WHERE run = :run AND version = :version - 1) ON CONFLICT DO NOTHING
+WHERE EXISTS (SELECT 1 FROM journal WHERE run = :run AND version = :version - 1)
+    OR (:version = 0 AND NOT EXISTS (SELECT 1 FROM journal WHERE run = :run))
+ON CONFLICT DO NOTHING
 """
 _HEAD = """
 INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -94,6 +96,10 @@ class SqliteStore:
             return True
 
         return await self._batches.run(append)  # type: ignore[no-any-return]
+
+    async def drop(self, run: str, version: int) -> None:
+        delete = "DELETE FROM journal WHERE run = ? AND version < ?"
+        await self._batches.run(lambda connection: connection.execute(delete, (run, version)))
 
     async def heads(
         self, *, service: str | None = None, state: str | None = None, cid: str | None = None, most: int = 1000

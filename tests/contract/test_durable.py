@@ -111,6 +111,15 @@ def test_a_store_keeps_a_journal_in_order_and_takes_only_the_next_chunk(store_ur
         assert await first.append(name, 2, '["\u2028 \\ud800"]', head._replace(state="done"), 60.0)
         assert [one.state for one in await first.heads() if one.run == name] == ["done"]
         assert len(await first.read(name)) == 3
+        await first.drop(name, 2)
+        assert len(await first.read(name)) == 1
+        assert not await first.append(name, 1, "[x]", None, None)
+        assert not await first.append(name, 0, "[x]", head, None)
+        assert await first.append(name, 3, "[3]", head, None)
+        await first.drop(name, 1)
+        await first.drop(name, 3)
+        assert await first.read(name) == ["[3]"]
+        assert await first.append(name, 4, "[4]", None, None)
         await first.close()
 
     run(test())
@@ -444,6 +453,27 @@ def test_a_run_begins_again_with_an_empty_journal(transport: Transport, sqlite: 
             for n in range(3):
                 await daemon.publish(name, signal(cid, "next", n, f"n{n}"))
             assert json.loads((await inbox.next()).body) == ["ended", 2]
+
+    run(test())
+
+
+def test_a_run_without_end_has_a_short_journal(transport: Transport, store: dict[str, Any], shop: Shop) -> None:
+    async def handle(self: Any, page: int) -> Any:
+        for item in await self.step(lambda: [3 * page, 3 * page + 1, 3 * page + 2]):
+            self.invoke_async(shop.target, item)
+        return ["read"] if page == 60 else self.again(page + 1)
+
+    name = shop.durable(handle)
+
+    async def test() -> None:
+        async with running(transport, *shop.services, **store) as daemon:
+            assert await answer(daemon, name, 1) == ["read"]
+            await until(lambda: shop.effects.total() == 180)
+            found = open_store(store["store"]["url"])
+            (head,) = await found.heads(service=name)
+            assert len(await found.read(head.run)) <= 3
+            await found.close()
+        assert shop.effects == Counter(str(item) for item in range(3, 183))
 
     run(test())
 

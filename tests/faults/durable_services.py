@@ -55,6 +55,33 @@ class Ship(Target):
     name = "attack.ship"
 
 
+class Page(Target):
+    name = "attack.page"
+
+    async def handle(self, value: Any) -> Any:
+        return [f"{value}.{item}" for item in range(3)]
+
+
+class Sink(Target):
+    name = "attack.sink"
+
+
+PAGES = 25
+
+
+class Reader(Service):
+    """Goes on without end, nearly: page after page, what is on each sent on."""
+
+    name = "attack.reader"
+    durable = True
+
+    async def handle(self, where: list[int]) -> Any:
+        reader, page = where
+        for item in await self.call(Page, f"{reader}.{page}"):
+            self.invoke_async(Sink, item)
+        return ["read"] if page == PAGES else self.again([reader, page + 1])
+
+
 def number_of(order: int) -> int:
     return 1000 + order
 

@@ -16,7 +16,7 @@ from typing import Any
 import pika
 import pytest
 
-from tests.faults.durable_services import LEDGER, expected
+from tests.faults.durable_services import LEDGER, PAGES, expected
 from tests.faults.nodes import Node, cluster
 from tests.faults.stage import DaemonProcess, Stage
 from tests.stores import PostgresqlServer
@@ -24,6 +24,7 @@ from tests.stores import PostgresqlServer
 RUNS = int(os.environ.get("ACKBACK_RUNS", "100"))
 KILLS = 10
 CUTS = 5
+READERS = 10
 PATIENCE = 60.0
 """Seconds without news after which what has not ended has not ended."""
 
@@ -53,7 +54,9 @@ class Clients:
             except (pika.exceptions.AMQPError, OSError):
                 time.sleep(0.2)
 
-    def publish(self, order: int, body: Any, headers: dict[str, Any], message_id: str) -> None:
+    def publish(
+        self, order: int, body: Any, headers: dict[str, Any], message_id: str, target: str = "attack.checkout"
+    ) -> None:
         properties = pika.BasicProperties(
             correlation_id=f"order-{order}",
             message_id=message_id,
@@ -64,9 +67,7 @@ class Clients:
         )
         while True:
             try:
-                self._channel.basic_publish(
-                    "", "attack.checkout", json.dumps(body).encode(), properties, mandatory=True
-                )
+                self._channel.basic_publish("", target, json.dumps(body).encode(), properties, mandatory=True)
                 return
             except (pika.exceptions.AMQPError, OSError):
                 self._connect()
@@ -126,6 +127,8 @@ def test_every_run_ends_as_it_would_have(
                 clients.publish(order, f"by {order}", {"signal": "approved"}, f"signal-{order}")
                 if again:
                     clients.publish(order, order, {}, f"request-{order}")
+            if order % (RUNS // READERS) == 0:
+                clients.publish(RUNS + order, [order, 1], {}, f"reader-{order}", "attack.reader")
             if order % (RUNS // KILLS) == RUNS // KILLS - 1:
                 kill(rng.choice(daemons))
             if order % (RUNS // CUTS) == RUNS // CUTS - 5:
@@ -136,15 +139,22 @@ def test_every_run_ends_as_it_would_have(
                 if store_server is not None:
                     store_server.kill()
                     store_server.start()
-        clients.collect_until(lambda: len(clients.replies) == RUNS)
+        clients.collect_until(lambda: len(clients.replies) == RUNS + READERS)
         for order, replies in clients.replies.items():
-            assert [one for one in replies if one != expected(order)] == []
+            assert [one for one in replies if one != (expected(order) if order < RUNS else ["read"])] == []
         asked = cids_of(ledger)
         assert len(asked) >= RUNS * 7
+        items = {
+            f"attack.sink {order}.{page}.{item}"
+            for order in range(0, RUNS, RUNS // READERS)
+            for page in range(1, PAGES + 1)
+            for item in range(3)
+        }
+        assert items <= asked.keys()
         assert {what: cids for what, cids in asked.items() if len(set(cids)) > 1} == {}
-        handled, repeats = sum(map(len, asked.values())), sum(map(len, clients.replies.values())) - RUNS
+        handled, repeats = sum(map(len, asked.values())), sum(map(len, clients.replies.values())) - RUNS - READERS
         print(
-            f"{transport}, {url.partition(':')[0]}: {RUNS} of {RUNS} runs ended as undisturbed; {len(asked)} requests to targets, handled "
+            f"{transport}, {url.partition(':')[0]}: {RUNS + READERS} of {RUNS + READERS} runs ended as undisturbed; {len(asked)} requests to targets, handled "
             f"{handled} times, each under one CID; {repeats} runs replied more than once, with the same"
         )
     finally:

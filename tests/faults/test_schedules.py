@@ -71,6 +71,7 @@ def test_no_due_time_is_missing_though_who_fires_is_killed(transport: str, node:
         while time.monotonic() < ends:
             active = watch.next_active()
             time.sleep(dice.uniform(0.1, 3.0))  # a kill at any moment of it
+            wait_for_all(stage.daemons)
             active.kill()
             kills += 1
         watch.next_active()
@@ -89,6 +90,15 @@ def test_no_due_time_is_missing_though_who_fires_is_killed(transport: str, node:
     print(f"{transport}: {kills} kills, {len(due)} due times, {repeats} of them twice")
     assert kills >= 3
     assert missing == []
+
+
+def wait_for_all(daemons: list[DaemonProcess]) -> None:
+    """Somebody is to be there, always: else what is due then is missed."""
+    for daemon in daemons:
+        deadline = time.monotonic() + PATIENCE
+        while daemon.log.read_text().count("ready: ") <= len(daemon.exit_codes):
+            assert time.monotonic() < deadline, daemon.log.read_text()
+            time.sleep(0.02)
 
 
 def due_of(cid: str) -> datetime:

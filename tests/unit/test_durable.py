@@ -252,7 +252,7 @@ def test_the_answer_that_a_run_died_of_is_forgotten_when_it_is_tried_again() -> 
 def test_a_journal_says_what_its_run_is() -> None:
     journal = Journal()
     assert journal.state is None
-    for entry in (["begin", 1.0, "shop", "{}", 0], FIRST):
+    for entry in (["begin", 1.0, "shop", "{}", 0, 0, []], FIRST):
         journal.add(entry)
     journal.close(10)
     journal.add(answered(0))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from broker import cron, every
 from broker.process.timetable import Timetable
 from broker.protocol.schedules import Announcement, Command, Plan, State, cid_of
-from broker.schedule import AT_ONCE, TAKEOVER, Schedule, due_times, parse
+from broker.schedule import AT_ONCE, Schedule, due_times, parse
 
 AMSTERDAM = ZoneInfo("Europe/Amsterdam")
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -119,18 +119,18 @@ def test_due_times_are_the_same_forwards_and_backwards(schedule: Schedule, momen
     assert schedule.last(moment) <= moment
 
 
-@given(schedules, moments, st.timedeltas(timedelta(0), timedelta(hours=6)))
-def test_what_was_missed(schedule: Schedule, until: datetime, outage: timedelta) -> None:
-    now = until + outage
-    every_one: list[datetime] = []
+@given(schedules, moments, *[st.timedeltas(timedelta(0), timedelta(hours=3))] * 2)
+def test_what_was_missed(schedule: Schedule, until: datetime, outage: timedelta, running: timedelta) -> None:
+    since = until + outage
+    now = since + running
+    missed, late = list[datetime](), list[datetime]()
     for due in schedule.after(until):
         if due > now:
             break
-        every_one.append(due)
-    is_late = not every_one or now - every_one[0] <= TAKEOVER
-    assert due_times(schedule, until, now, "all") == every_one[:AT_ONCE]
-    assert due_times(schedule, until, now, "once") == (every_one if is_late else every_one[-1:])
-    assert due_times(schedule, until, now, "skip") == (every_one if is_late else [])
+        (missed if due <= since else late).append(due)
+    assert due_times(schedule, until, now, since, "all") == (missed + late)[:AT_ONCE]
+    assert due_times(schedule, until, now, since, "once") == missed[-1:] + late[:AT_ONCE]
+    assert due_times(schedule, until, now, since, "skip") == late[:AT_ONCE]
 
 
 def test_cids_are_the_services_and_their_due_times() -> None:
@@ -143,7 +143,7 @@ def announced(since: float, schedule: str | None, name: str = "report") -> Annou
 
 
 def test_the_younger_daemon_is_right() -> None:
-    timetable = Timetable()
+    timetable = Timetable(NOON)
     timetable.announce(announced(2.0, "every 5 minutes"), NOON)
     timetable.announce(announced(1.0, "every 1 hour"), NOON)
     assert timetable.entries["report"].plan.schedule == "every 5 minutes"
@@ -155,7 +155,7 @@ def test_the_younger_daemon_is_right() -> None:
 
 
 def test_another_schedule_makes_up_for_nothing() -> None:
-    timetable = Timetable()
+    timetable = Timetable(NOON)
     timetable.announce(announced(1.0, "every 1 hour"), NOON)
     later = NOON + timedelta(hours=5, minutes=1)
     timetable.announce(announced(2.0, "every 1 minute"), later)
@@ -164,7 +164,7 @@ def test_another_schedule_makes_up_for_nothing() -> None:
 
 
 def test_what_is_paused_is_not_due_and_is_not_made_up_for() -> None:
-    timetable = Timetable()
+    timetable = Timetable(NOON)
     timetable.announce(announced(1.0, "every 1 minute"), NOON)
     timetable.obey(Command(command="pause", service="report"), NOON)
     later = NOON + timedelta(hours=1)
@@ -178,7 +178,7 @@ def test_what_is_paused_is_not_due_and_is_not_made_up_for() -> None:
 
 
 def test_what_was_kept_is_gone_on_from() -> None:
-    before = Timetable()
+    before = Timetable(NOON)
     before.announce(announced(1.0, "every 1 minute"), NOON)
     before.announce(announced(1.0, "every 1 minute", "paused"), NOON)
     before.obey(Command(command="pause", service="paused"), NOON)
@@ -188,7 +188,7 @@ def test_what_was_kept_is_gone_on_from() -> None:
     before.fired("report", minute)
     before.number += 1
 
-    after = Timetable()
+    after = Timetable(NOON)
     after.announce(announced(2.0, "every 2 minutes"), minute)
     after.adopt(State.model_validate_json(before.state().model_dump_json()))
     assert after.number == 1
@@ -198,7 +198,7 @@ def test_what_was_kept_is_gone_on_from() -> None:
 
 
 def test_what_could_not_be_fired_is_tried_again() -> None:
-    timetable = Timetable()
+    timetable = Timetable(NOON)
     timetable.announce(announced(1.0, "every 1 minute"), NOON)
     minute, again = NOON + timedelta(minutes=1), NOON + timedelta(minutes=1, seconds=5)
     assert [due for _, _, due in timetable.due(minute)] == [[minute]]

@@ -152,4 +152,4 @@ def test_passwords_are_never_shown() -> None:
 
 def test_echo_is_said_of_one_service(load) -> None:
     assert load('[service."legacy.rpc"]\necho = false').silent == {"legacy.rpc"}
-    assert 'echo is said of one service: [service."NAME"] echo = false' in refused(load, "[defaults]\necho = false")
+    assert 'echo is said of one service: [service."NAME"] echo = …' in refused(load, "[defaults]\necho = false")
