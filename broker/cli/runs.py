@@ -71,7 +71,9 @@ def show(
         from broker.durable.journal import Journal
 
         head = await _find(store, cid, service)
-        return head, Journal.of(await store.read(head.run))
+        if not (chunks := await store.read(head.run)):
+            raise ValueError(f"the run of CID {cid!r} has just been forgotten, as it ended long ago ([store] keep)")
+        return head, Journal.of(chunks)
 
     head, found = _with_store(config, find)
     if as_json:

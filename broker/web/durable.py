@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -37,9 +38,10 @@ class RunsInStore:
 
     async def journal(self, cid: str, service: str | None) -> tuple[Head, Journal]:
         """The run that a CID began (the newest, if several services have one), and its journal."""
-        if not (found := await self.heads(cid=cid, service=service, most=1)):
-            raise HTTPException(404, "There is no such run: it ended long ago ([store] keep), or never began.")
-        return found[0], Journal.of(await self._asked(lambda store: store.read(found[0].run)))
+        for head in await self.heads(cid=cid, service=service, most=1):
+            if chunks := await self._asked(partial(_chunks, head.run)):
+                return head, Journal.of(chunks)
+        raise HTTPException(404, "There is no such run: it ended long ago ([store] keep), or never began.")
 
     async def _asked(self, ask: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         try:
@@ -52,6 +54,10 @@ class RunsInStore:
     async def close(self) -> None:
         if self._store is not None:
             await self._store.close()
+
+
+async def _chunks(run: str, store: Store) -> list[str]:
+    return await store.read(run)
 
 
 class Schedules:
