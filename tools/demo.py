@@ -177,7 +177,7 @@ async def main() -> None:
 
 async def show(narrator: Narrator, transport: Transport, where: str, store: str) -> None:
     settings = Settings().with_changes("store", url=store)
-    services = registry.load(settings, [str(ROOT / "services")])
+    services = registry.load(settings, [str(ROOT / "services"), str(ROOT / "examples")])
     telling = Telling(transport)
     daemon = Daemon(settings, services, telling)
     serving = asyncio.ensure_future(daemon.run())
@@ -196,7 +196,7 @@ async def show(narrator: Narrator, transport: Transport, where: str, store: str)
     await show_trace(transport, cid, lambda root: any(step.dead for step in (root, *root.children)))
 
     say(
-        f"\n{BOLD}A checkout of several steps, whose daemon crashes while it waits{RESET}  {DIM}services/checkout.py{RESET}"
+        f"\n{BOLD}A checkout of several steps, whose daemon crashes while it waits{RESET}  {DIM}examples/checkout.py{RESET}"
     )
     async with AsyncClient(settings=settings, transport=transport) as client:
         said = narrator.approvals

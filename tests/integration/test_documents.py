@@ -60,7 +60,7 @@ def test_the_checkout(
 ) -> None:
     """As the README has it: sent, its daemon killed, looked at, approved."""
     (checkout,) = blocks("python checkout")
-    assert checkout == (ROOT / "services" / "checkout.py").read_text()
+    assert checkout == (ROOT / "examples" / "checkout.py").read_text()
     (console,) = blocks("console checkout")
     shown = re.sub(r"\(?began .*|after .*|until .*|for .*|[+][0-9.]+ .?s|/\S*/(?=services)", "", console)
     project({"checkout.py": checkout})
@@ -74,6 +74,8 @@ def test_the_checkout(
     daemon.exit_code()
     daemon = start("run")
     daemon.wait_for("ready: ")
+    # Killed before that was journalled, it is said, and asked for, once more.
+    wait_until(lambda: "wait_for" in ackback("runs", "show", cid).stdout)
     story = ackback("runs", "show", cid).stdout
     story = re.sub(r"\(?began .*|after .*|until .*|for .*|[+][0-9.]+ .?s|/\S*/(?=services)", "", story)
     assert [line.split() for line in story.splitlines()[1:]] == [line.split() for line in shown.splitlines()[5:-1]]
