@@ -102,7 +102,7 @@ def store_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pos
 
 
 # A connection that is cut while it is being made leaves pika's sockets open.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("transport", "store_server"), [("lane", "sqlite"), ("aio-pika", "postgresql")], indirect=["store_server"]
 )
