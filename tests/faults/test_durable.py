@@ -3,7 +3,6 @@ back: each ends as it would have undisturbed."""
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
@@ -101,8 +100,6 @@ def store_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pos
         yield server
 
 
-# A connection that is cut while it is being made leaves pika's sockets open.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("transport", "store_server"), [("lane", "sqlite"), ("aio-pika", "postgresql")], indirect=["store_server"]
 )
@@ -160,7 +157,6 @@ def test_every_run_ends_as_it_would_have(
         )
     finally:
         stage.close()
-        gc.collect()
 
 
 def kill(daemon: DaemonProcess) -> None:
