@@ -9,6 +9,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,12 @@ class Clients:
                 self._channel.queue_declare("attack.replies", durable=True, arguments={"x-queue-type": "quorum"})
                 return
             except (pika.exceptions.AMQPError, OSError):
+                self.close()
                 time.sleep(0.2)
+
+    def close(self) -> None:
+        with suppress(AttributeError, pika.exceptions.AMQPError, OSError):  # there may be none
+            self._connection.close()
 
     def publish(
         self, order: int, body: Any, headers: dict[str, Any], message_id: str, target: str = "attack.checkout"
@@ -70,6 +76,7 @@ class Clients:
                 self._channel.basic_publish("", target, json.dumps(body).encode(), properties, mandatory=True)
                 return
             except (pika.exceptions.AMQPError, OSError):
+                self.close()
                 self._connect()
 
     def collect(self) -> None:
@@ -79,6 +86,7 @@ class Clients:
                 assert properties is not None
                 self.replies[int(str(properties.correlation_id).removeprefix("order-"))].append(json.loads(body))
         except (pika.exceptions.AMQPError, OSError):
+            self.close()
             self._connect()
 
     def collect_until(self, condition: Callable[[], bool]) -> None:
@@ -116,9 +124,9 @@ def test_every_run_ends_as_it_would_have(
         f"[broker]\nurl = '{node.url}'\ntransport = '{transport}'\n[services]\npaths = ['tests.faults.durable_services']\n"
         f"[worker]\ngrace = 5.0\n[store]\nurl = '{url}'\n"
     )
+    clients = Clients(node)
     try:
         daemons = [stage.daemon(), stage.daemon()]
-        clients = Clients(node)
         for order in range(RUNS):
             clients.publish(order, order, {}, f"request-{order}")
             for again in range(3 if order % 10 == 0 else 1):
@@ -156,6 +164,7 @@ def test_every_run_ends_as_it_would_have(
             f"{handled} times, each under one CID; {repeats} runs replied more than once, with the same"
         )
     finally:
+        clients.close()
         stage.close()
 
 
