@@ -110,7 +110,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ackback-durable-")))
         stores = {"sqlite": ""}
         if "postgresql" in options.stores:
-            stores["postgresql"] = stack.enter_context(PostgresqlServer(folder / "postgresql")).url
+            stores["postgresql"] = stack.enter_context(PostgresqlServer()).url
         found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
         for round_ in range(options.rounds):
             for store in options.stores:

@@ -89,7 +89,7 @@ def main() -> None:
     with ExitStack() as stack:
         url, _ = stack.enter_context(rabbitmq_for_figures())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ackback-idempotent-")))
-        postgresql = stack.enter_context(PostgresqlServer(folder / "postgresql")).url
+        postgresql = stack.enter_context(PostgresqlServer()).url
         redis = stack.enter_context(redis_server(folder / "redis"))
         for round_ in range(options.rounds):
             stores = {

@@ -44,24 +44,18 @@ def redis_server(folder: Path) -> Iterator[str]:
 
 
 class PostgresqlServer:
-    """A PostgreSQL of the tests' own in a folder, from Debian's package, that may be killed. Used with `with`."""
+    """A PostgreSQL of the tests' own, from Debian's package, that may be killed. Used with `with`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         self._programs = installed("usr/lib/postgresql/*/bin/initdb", "postgresql")
         self._port = free_port()
-        self._data = folder / "data"
-        folder.mkdir(exist_ok=True)
+        # Not in pytest's folder: the next pytest that starts takes that away from all users but its own.
+        self._folder = tempfile.TemporaryDirectory(prefix="postgresql-")
+        self._data = Path(self._folder.name) / "data"
         # It refuses to run as root.
         self._as_user: dict[str, Any] = {"user": "postgres", "cwd": "/"} if os.geteuid() == 0 else {}
         if self._as_user:
-            for parent in (folder, *folder.parents):
-                if (
-                    parent.owner() == "root"
-                    and parent.is_relative_to(tempfile.gettempdir())
-                    and parent != Path(tempfile.gettempdir())
-                ):
-                    parent.chmod(0o755)
-            shutil.chown(folder, "postgres")
+            shutil.chown(self._folder.name, "postgres")
         initdb = [str(self._programs / "initdb"), "-D", str(self._data), "-U", "ackback", "-A", "trust"]
         subprocess.run(initdb, check=True, capture_output=True, **self._as_user)
         self.url = f"postgresql://ackback@127.0.0.1:{self._port}/postgres"
@@ -87,11 +81,12 @@ class PostgresqlServer:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait()
+        self._folder.cleanup()
 
 
 @pytest.fixture(scope="session")
-def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with PostgresqlServer(tmp_path_factory.mktemp("postgresql")) as server:
+def postgresql_url() -> Iterator[str]:
+    with PostgresqlServer() as server:
         yield server.url
 
 

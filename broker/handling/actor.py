@@ -73,6 +73,8 @@ MOST_AT_ONCE = 1000
 """Messages that are taken together."""
 STORE_AGAIN = 1
 """Seconds after which what could not be journalled comes again."""
+COMES_AGAIN = "comes-again"
+"""The header of what a process had in hand when its store failed: it may have been journalled all the same."""
 NO_RUN_TRIES = "no-run"
 """The header that counts how often a run was looked for, each time a second later than the last."""
 MOST_NO_RUN_TRIES = 10
@@ -98,7 +100,7 @@ class Arrival:
     def __init__(self, message: Message, step: int | None, *, redelivered: bool, is_reply: bool) -> None:
         self.message = message
         self.step = step
-        self.redelivered = redelivered
+        self.redelivered = redelivered or COMES_AGAIN in message.headers
         self.is_reply = is_reply
         self.outcome: Outcome = NOTHING
         self.settled: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -169,7 +171,7 @@ class Actor:
         """Forget all that is in the store."""
         if self._live is not None:
             self._live.abandon()
-        self._live, self._journal, self._published, self._asked, self._next = None, Journal(), set(), [], None
+        self._live, self._journal, self._asked, self._next = None, Journal(), [], None
 
     async def close(self) -> None:
         await self._steps.close()
@@ -227,7 +229,7 @@ class Actor:
             if arrival.settled.done():
                 continue
             if isinstance(error, StoreError):
-                arrival.settled.set_result(self._later(arrival, STORE_AGAIN))
+                arrival.settled.set_result(self._later(arrival, STORE_AGAIN, **{COMES_AGAIN: True}))
             else:
                 arrival.settled.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
 
@@ -274,9 +276,10 @@ class Actor:
                 self._happened(entry, self._held[-1])
         for arrival in batch:
             self._arrived(arrival, repeated)
+        if self._next is not None:
+            self._repeat_all(repeated)  # afterwards nobody could tell what it was
         await self._note_and_do(repeated)
         while self._next is not None:
-            # Only now, as what was asked for before cannot be told from the journal afterwards.
             self._forget_questions()
             self._begin_anew(*self._next)
             await self._note_and_do(set())
@@ -299,11 +302,24 @@ class Actor:
     def _wanted(self) -> list[Question]:
         """What is to be done: what was asked for just now, and the steps of which it is not known that it was done."""
         wanted = [question for live, question in self._asked if live.wants(question)]
-        if (live := self._live) is not None:
-            new = {question.number for _, question in self._asked}
-            repeated = (live.question(number) for number in sorted(self._again - new))
+        again = self._again - {question.number for _, question in self._asked}
+        if again and (live := self._live or self._at_its_end()) is not None:
+            repeated = (live.question(number) for number in sorted(again))
             wanted += [one for one in repeated if one is not None and live.wants(one)]
+            if live is not self._live:
+                live.abandon()
         return wanted
+
+    def _at_its_end(self) -> Run | None:
+        """A run that is over, as it was then: only its handler can tell what it has asked for."""
+        live = self._new_run()
+        try:
+            live.replay(self._journal.entries[1:])
+        except (ChangedError, NeverWaitsError) as error:
+            live.abandon()
+            logging.getLogger(self._definition.name).error("what it asked for at its end may be missing: %s", error)
+            return None
+        return live
 
     async def _read(self, arrival: Arrival) -> None:
         self._journal = Journal.of(await self._workshop.store.read(self.run_id))
@@ -379,6 +395,8 @@ class Actor:
 
     def _requested(self, arrival: Arrival, repeated: set[int]) -> None:
         state, attempt = self._journal.state, arrival.message.headers.get(h.ATTEMPT, 1)
+        if state is not None and not self._is_fresh:
+            raise _Behind  # what it is to lead to depends on what others have done with the run
         if state is None:
             self._request = republished(arrival.message, is_reply=arrival.is_reply)
             self._request.expiration = None  # it has come in time
@@ -390,9 +408,14 @@ class Actor:
             self._try_again(1, [] if step is None else [step], arrival)
         elif state in OVER:
             arrival.outcome = self._outcome(arrival.message)
+            if arrival.redelivered:
+                self._repeat_all(repeated)
         else:
             self._note_where_to_reply(arrival.message)
-            self._repeated(arrival, 0, repeated)
+            if arrival.redelivered:  # this attempt may have begun with it
+                self._repeat_all(repeated)
+            else:
+                self._repeated(arrival, self._journal.began_in, repeated)
 
     def _note_where_to_reply(self, message: Message) -> None:
         """Whoever asks for a run again, perhaps as it was not there any more, gets the reply."""
@@ -428,13 +451,24 @@ class Actor:
 
     def _repeated(self, arrival: Arrival, chunk: int, repeated: set[int]) -> None:
         """What has come is journalled already: what came of it may not have been published."""
-        if not arrival.redelivered and chunk in self._published:
+        if not self._is_fresh:
+            raise _Behind  # another process may have forgotten it for another attempt
+        if chunk == self._journal.chunks or (not arrival.redelivered and chunk in self._published):
             return
-        if chunk == self._journal.chunks - 1 and self._journal.state != RUNNING:
+        self._repeat(chunk, repeated)
+        if chunk == self._journal.chunks - 1 and self._journal.kept_state != RUNNING:
             arrival.outcome = self._outcome()
-        elif chunk < self._journal.chunks:
-            self._again.update(self._journal.asked_in(chunk))
-            repeated.add(chunk)
+
+    def _repeat(self, chunk: int, repeated: set[int]) -> None:
+        """Have what was asked for in a chunk done, as it may not have been."""
+        self._again.update(self._journal.asked_in(chunk))
+        repeated.add(chunk)
+
+    def _repeat_all(self, repeated: set[int]) -> None:
+        """The same of all chunks of which this process does not know better."""
+        for chunk in range(self._journal.began_in, self._journal.chunks):
+            if chunk not in self._published:
+                self._repeat(chunk, repeated)
 
     def _no_run(self, arrival: Arrival) -> None:
         """The store may be behind, or the request still under way."""

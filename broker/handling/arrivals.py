@@ -245,12 +245,13 @@ class Arrivals:
         except BaseException as error:
             await self._settlement.fail(delivery, error)
 
-    @staticmethod
     async def _go_on_with_run(
-        runs: Runs, host: Host, delivery: Delivery, message: Message, *, is_reply: bool
+        self, runs: Runs, host: Host, delivery: Delivery, message: Message, *, is_reply: bool
     ) -> Outcome:
+        # What is in quarantine was delivered before, though not from there.
+        redelivered = delivery.redelivered or self._in_hand[delivery].queue == self.invoker.quarantine_queue
         try:
-            return await runs.handle(host.definition, message, redelivered=delivery.redelivered, is_reply=is_reply)
+            return await runs.handle(host.definition, message, redelivered=redelivered, is_reply=is_reply)
         finally:
             host.release()
 

@@ -221,6 +221,9 @@ def expired(attack: Attack) -> Check:
             stage.ledger.note(ACCEPTED, number)
     stage.until(lambda _: not stage.depth("faults.work"))
     stage.daemon()
+    stage.until(
+        lambda account: len(account.error) == len(numbers)
+    )  # a dead letter may be there before its callback is done
 
     def check(account: Account) -> None:
         assert set(account.error) == set(account.dead) == set(numbers)

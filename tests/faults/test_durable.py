@@ -100,11 +100,11 @@ class Clients:
 
 
 @pytest.fixture
-def store_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PostgresqlServer | None]:
+def store_server(request: pytest.FixtureRequest) -> Iterator[PostgresqlServer | None]:
     if request.param == "sqlite":
         yield None
         return
-    with PostgresqlServer(tmp_path / "postgresql") as server:
+    with PostgresqlServer() as server:
         yield server
 
 
@@ -163,6 +163,9 @@ def test_every_run_ends_as_it_would_have(
             f"{transport}, {url.partition(':')[0]}: {RUNS + READERS} of {RUNS + READERS} runs ended as undisturbed; {len(asked)} requests to targets, handled "
             f"{handled} times, each under one CID; {repeats} runs replied more than once, with the same"
         )
+    except AssertionError:
+        print(stage.logs())
+        raise
     finally:
         clients.close()
         stage.close()
