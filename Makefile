@@ -47,7 +47,7 @@ matrix:
 
 soak: .venv/dev .venv-bench/done
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
-	ACKBACK_EXAMPLES=10000 ACKBACK_RUNS=500 ACKBACK_READERS=10 ACKBACK_CUTS=5 ACKBACK_KILLS=30 $(BIN)/pytest -rP $(LONG)
+	ACKBACK_EXAMPLES=10000 ACKBACK_RUNS=500 ACKBACK_KILLS=30 $(BIN)/pytest -rP $(LONG)
 
 # The pictures of the page in docs/images.
 screenshots: .venv/dev
