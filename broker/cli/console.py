@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +42,13 @@ def quiet_settings(config: Path | None) -> Settings:
 def tell(text: str) -> None:
     """Say something that is no result."""
     typer.echo(f"ackback: {text}", err=True)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print columns as wide as what is in them; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def progress(what: str, count: int) -> Any:

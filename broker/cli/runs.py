@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from broker.cli.console import Config, Debug, quiet_settings
+from broker.cli.console import Config, Debug, print_table, quiet_settings
 from broker.log import escaped
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def list_runs(
         return
     rows = [("BEGAN", "STATE", "SINCE", "SERVICE", "CID")]
     rows += [(_at(one.began), one.state, _ago(one.changed), one.service, escaped(one.cid)) for one in heads]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
 
 
 @app.command()

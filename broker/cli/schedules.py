@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from broker.cli.console import Config, Debug, quiet_settings
+from broker.cli.console import Config, Debug, print_table, quiet_settings
 from broker.log import escaped
 
 if TYPE_CHECKING:
@@ -97,9 +97,7 @@ def _print_table(lines: list[Line]) -> None:
     for one in lines:
         due = "paused" if one.paused else _at(one.next[0]) if one.next else "-"
         rows.append((escaped(one.service), escaped(one.schedule), one.missed, _at(one.last) if one.last else "-", due))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
     for one in lines:
         if one.problem:
             typer.echo(f"{escaped(one.service)} is not fired: {escaped(one.problem)}; it is tried again")

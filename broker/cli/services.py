@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broker.cli.console import Config, Debug, quiet_settings, tell
+from broker.cli.console import Config, Debug, print_table, quiet_settings, tell
 
 if TYPE_CHECKING:
     from broker.hosting.registry import Registry
@@ -41,9 +41,7 @@ def services(
                 one.output_type,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
 
 
 async def _callbacks_elsewhere(settings: Settings, found: Registry) -> frozenset[str]:
