@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from copy import copy
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from broker.backoff import backoff
@@ -27,14 +25,9 @@ from broker.durable.journal import (
     CANCELLED,
     DIED,
     DONE,
-    DUE,
-    END,
-    ERROR,
-    FAILED,
     FAILING,
     GOT,
     LEFT,
-    OK,
     OVER,
     REPEAT,
     RUNNING,
@@ -44,26 +37,22 @@ from broker.durable.journal import (
 )
 from broker.durable.loop import NeverWaitsError
 from broker.durable.run import ChangedError, Question, Run
-from broker.errors import InvalidInputError, Problem
-from broker.handling import responses
+from broker.errors import InvalidInputError
+from broker.handling import endings, responses
 from broker.handling.durable import Again, DurableInvocation
 from broker.handling.invoker import Invoker
 from broker.handling.patience import PatientPublisher
 from broker.handling.steps import Steps
 from broker.hosting.definition import ServiceDefinition
-from broker.protocol import archive, bodies, problems, runs
+from broker.protocol import archive, bodies, runs
 from broker.protocol import headers as h
 from broker.protocol.delays import delayed
 from broker.protocol.message import Message, Publishing, Reply
 from broker.protocol.outcomes import (
-    DEAD_ERROR,
-    DEAD_REASON,
     NOTHING,
     Outcome,
     failure,
-    reply,
     republished,
-    retried,
 )
 from broker.protocol.problems import problem
 from broker.service import Request
@@ -387,7 +376,7 @@ class Actor:
         elif state in (DONE, CANCELLED):
             pass  # nobody waits for it any more
         elif live is None or live.takes(step):
-            self._happened([GOT, time.time(), step, *_answer(arrival.message)], arrival)
+            self._happened([GOT, time.time(), step, *endings.answer(arrival.message)], arrival)
         elif not self._is_fresh:
             raise _Behind
         else:
@@ -441,11 +430,11 @@ class Actor:
         elif state is None:
             self._no_run(arrival)
         elif state in (DONE, CANCELLED):
-            self._is_over(arrival)
+            arrival.outcome = endings.is_over(message, self._definition.name, self._journal.end)
         elif name == runs.CANCEL:
             self._happened([CANCEL, time.time()], arrival)
             if state != RUNNING:
-                self._journal.add([END, time.time(), CANCELLED, OK, "", None, None])
+                self._journal.add(endings.cancelled())
         else:
             self._happened([SIGNAL, time.time(), name, *value, number], arrival)
 
@@ -478,18 +467,7 @@ class Actor:
         if tries <= MOST_NO_RUN_TRIES:
             arrival.outcome = self._later(arrival, tries, **{NO_RUN_TRIES: tries})
             return
-        detail = (
-            f"there is no run of {self._definition.name!r} that it is for: has it ended long ago, do all daemons that host the service "
-            "share one store ([store] url)?"
-        )
-        arrival.outcome = _not_answered(message, self._definition.name, detail)
-
-    def _is_over(self, arrival: Arrival) -> None:
-        _, at, state, *_ = self._journal.end
-        when = datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        arrival.outcome = _not_answered(
-            arrival.message, self._definition.name, f"the run that it is for is over: {state} at {when}"
-        )
+        arrival.outcome = endings.no_run(message, self._definition.name)
 
     def _begin(self, first: int, arrival: Arrival) -> None:
         kept, journal = archive.dumps(self._request), self._journal
@@ -520,8 +498,7 @@ class Actor:
         except (ChangedError, NeverWaitsError, TooLongError) as error:
             live.abandon()
             self._live = None
-            reason = "changed" if isinstance(error, ChangedError) else "error"
-            self._died(reason, problem(reason, type(error).__name__, str(error), self._definition.name), arrival)
+            self._died("changed" if isinstance(error, ChangedError) else "error", error, arrival)
             return
         for question in live.questions[self._journal.asked :]:
             self._journal.add(question.entry)
@@ -541,12 +518,12 @@ class Actor:
                 return
             body, content_type, headers = responses.encoded(self._definition, result)
         except asyncio.CancelledError:
-            self._journal.add([END, time.time(), CANCELLED, OK, "", None, None])
+            self._journal.add(endings.cancelled())
         except BaseException as error:
             self._failed(responses.failure_in(error), live, arrival)
             return
         else:
-            self._journal.add([END, time.time(), DONE, *_kept_body(body), content_type, headers])
+            self._journal.add(endings.done(body, content_type, headers))
         arrival.outcome = self._outcome()
 
     def _begin_anew(self, live: Run, again: Again, arrival: Arrival) -> None:
@@ -564,67 +541,16 @@ class Actor:
     def _failed(self, error: Exception, live: Run, arrival: Arrival) -> None:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
-        name, attempt = self._definition.name, self._journal.attempt
-        step = live.step_that_raised(error)
-        # What a step has answered it will always have answered: to try again would change nothing.
-        seconds = None if step is not None else responses.wait(self._definition, attempt, error)
-        if seconds is None:
-            dead = responses.final(name, self._request, attempt, error).dead
-            assert dead is not None
-            told = dead.message.headers[DEAD_ERROR]
-            died_of = step if step is not None and step == self._journal.last_answer() else None
-            reason = dead.message.headers[DEAD_REASON]
-            self._journal.add([FAILED, time.time(), attempt, reason, told, None, died_of])
-        else:
-            told = problems.to_json(problem("error", type(error).__name__, str(error), name, attempt)).decode()
-            logging.getLogger(name).warning("attempt %d failed: %s; the next one in %d s", attempt, error, seconds)
-            self._journal.add([FAILED, time.time(), attempt, "error", told, seconds, None])
+        step, last = live.step_that_raised(error), self._journal.last_answer()
+        self._journal.add(
+            endings.failed(self._definition, self._request, self._journal.attempt, error, step, is_last=step == last)
+        )
         arrival.outcome = self._outcome()
 
-    def _died(self, reason: str, told: Problem, arrival: Arrival) -> None:
-        logging.getLogger(self._definition.name).error("%s: %s", told.title, told.detail)
-        kept = problems.to_json(told).decode()
-        self._journal.add([FAILED, time.time(), self._journal.attempt, reason, kept, None, None])
+    def _died(self, reason: str, error: Exception, arrival: Arrival) -> None:
+        self._journal.add(endings.died(self._definition.name, self._journal.attempt, reason, error))
         arrival.outcome = self._outcome()
 
     def _outcome(self, repeat: Message | None = None) -> Outcome:
         """What is to be published as the run, or its attempt, has ended; for a repeat of its request, that is what is answered."""
-        request, name, end = repeat or self._request, self._definition.name, self._journal.end
-        if end[0] == FAILED:
-            _, _, attempt, reason, kept, wait, _ = end
-            error = problems.from_json(kept.encode(), name)
-            if wait is not None:
-                return retried(request, name, attempt + 1, wait, error, is_reply=h.STATUS in request.headers)
-            return failure(request, reason, error, str(json.loads(kept).get("traceback", "")))
-        _, _, state, outcome, value, content_type, headers = end
-        if state == CANCELLED:
-            told = problem("cancelled", "Cancelled", "the run was cancelled", name)
-            return failure(request, "cancelled", told)._replace(dead=None)
-        body = journal.payload(outcome, value)
-        replied = reply(request, name, body if isinstance(body, bytes) else body.encode(), content_type, headers)
-        return NOTHING if replied is None else Outcome(replied)
-
-
-def _answer(message: Message) -> tuple[str, Any]:
-    """The outcome and value of what answers a step."""
-    if message.type == runs.TIMER:
-        return DUE, None
-    if message.headers.get(h.STATUS) == h.ERROR:
-        replier = str(message.headers.get(h.SERVICE, ""))
-        return ERROR, problems.to_json(problems.from_json(message.body, replier)).decode()
-    try:
-        return journal.value(bodies.decode(message))
-    except InvalidInputError as error:
-        told = problem("invalid", "Invalid reply", str(error), str(message.headers.get(h.SERVICE, "")))
-        return ERROR, problems.to_json(told).decode()
-
-
-def _not_answered(message: Message, service: str, detail: str) -> Outcome:
-    return failure(message, "no-run", problem("no-run", "No run", detail, service))._replace(reply=None)
-
-
-def _kept_body(body: bytes) -> tuple[str, Any]:
-    try:
-        return OK, body.decode()
-    except UnicodeDecodeError:
-        return journal.value(body)
+        return endings.outcome(repeat or self._request, self._definition.name, self._journal.end)
