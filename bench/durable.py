@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -69,25 +69,29 @@ def daemon(url: str, store: str, folder: Path) -> Iterator[None]:
         process.wait()
 
 
-async def measure(url: str, runs: int) -> tuple[float, float]:
+async def figures_of(three_steps: Callable[[int], Awaitable[int]], runs: int) -> tuple[float, float]:
     """Steps a second with 50 runs at once, and the median seconds of one run by itself."""
-    async with AsyncClient(url) as client:
-        slots = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(AT_ONCE)
 
-        async def one(number: int) -> None:
-            async with slots:
-                assert await client.call("bench.three-steps", number, timeout=60) == number + STEPS
+    async def one(number: int) -> None:
+        async with slots:
+            assert await three_steps(number) == number + STEPS
 
-        await asyncio.gather(*map(one, range(AT_ONCE)))
+    await asyncio.gather(*map(one, range(AT_ONCE)))
+    began = time.perf_counter()
+    await asyncio.gather(*map(one, range(runs)))
+    rate = STEPS * runs / (time.perf_counter() - began)
+    alone = []
+    for number in range(IDLE_RUNS):
         began = time.perf_counter()
-        await asyncio.gather(*map(one, range(runs)))
-        rate = STEPS * runs / (time.perf_counter() - began)
-        alone = []
-        for number in range(IDLE_RUNS):
-            began = time.perf_counter()
-            await one(number)
-            alone.append(time.perf_counter() - began)
-        return rate, statistics.median(alone)
+        await one(number)
+        alone.append(time.perf_counter() - began)
+    return rate, statistics.median(alone)
+
+
+async def measure(url: str, runs: int) -> tuple[float, float]:
+    async with AsyncClient(url) as client:
+        return await figures_of(lambda number: client.call("bench.three-steps", number, timeout=60), runs)
 
 
 def measure_peer(store: str, runs: int) -> tuple[float, float]:

@@ -23,6 +23,18 @@ from tests.conftest import USED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 40.0
+PRICE = """
+    from broker import Service
+
+    class Price(Service):
+        name = "shop.price"
+        retry = None
+
+        async def handle(self, item: str) -> float:
+            if item == "boat":
+                raise LookupError("no <b>boats</b>")
+            return 2.5
+"""
 
 
 class Process:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import Process, wait_until
+from tests.integration.conftest import PRICE, Process, wait_until
 from tests.rabbitmq import free_port
 
 SHOP = """
@@ -20,22 +20,12 @@ SHOP = """
     from broker import Service
 
 
-    class Price(Service):
-        name = "shop.price"
-        retry = None
-
-        async def handle(self, item: str) -> float:
-            if item == "boat":
-                raise LookupError("no boats")
-            return 2.5
-
-
     class Checkout(Service):
         name = "shop.checkout"
         durable = True
 
         async def handle(self, item: str) -> Any:
-            price = await self.call(Price, item)
+            price = await self.call("shop.price", item)
             async with asyncio.timeout(3600):
                 by = await self.wait_for("approved")
             return {"price": price, "by": by}
@@ -46,7 +36,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def shop(project: Callable[..., Path], start: Callable[..., Process]) -> Process:
-    project({"shop.py": SHOP})
+    project({"shop.py": SHOP, "price.py": PRICE})
     process = start("run")
     process.wait_for("ready: ")
     return process
@@ -82,14 +72,14 @@ def test_a_run_that_failed_and_one_that_is_cancelled(shop: Process, ackback: Run
     cancelled = ackback("send", "shop.checkout", "tea").stdout.strip()
     wait_until(lambda: state_of(ackback, failed) == "failed")
     told = ackback("runs", "show", failed).stdout
-    assert "✗ LookupError: no boats after " in told
-    assert "attempt 1 failed (error): RemoteError: shop.price: LookupError: no boats" in told
+    assert "✗ LookupError: no <b>boats</b> after " in told
+    assert "attempt 1 failed (error): RemoteError: shop.price: LookupError: no <b>boats</b>" in told
     assert ackback("runs", "cancel", cancelled).returncode == 0
     wait_until(lambda: state_of(ackback, cancelled) == "cancelled")
 
 
 def test_what_is_mistyped_is_said(project: Callable[..., Path], start: Callable[..., Process], ackback: Run) -> None:
-    project({"shop.py": SHOP})
+    project({"shop.py": SHOP, "price.py": PRICE})
     before = ackback("runs", "list")
     assert before.returncode == 2
     assert re.fullmatch(
@@ -109,7 +99,7 @@ def test_what_is_mistyped_is_said(project: Callable[..., Path], start: Callable[
 
 
 def test_the_former_section_is_named_with_what_takes_its_place(project: Callable[..., Path], ackback: Run) -> None:
-    project({"shop.py": SHOP}, "[idempotency]\nstore = 'memory'\n")
+    project({"shop.py": SHOP, "price.py": PRICE}, "[idempotency]\nstore = 'memory'\n")
     done = ackback("services")
     assert done.returncode == 2
     assert "idempotency.store is store.url now: say it in [store]" in done.stderr
@@ -119,7 +109,7 @@ def test_the_former_section_is_named_with_what_takes_its_place(project: Callable
 def test_a_store_of_a_later_version_is_left_alone(project: Callable[..., Path], ackback: Run) -> None:
     import sqlite3
 
-    folder = project({"shop.py": SHOP})
+    folder = project({"shop.py": SHOP, "price.py": PRICE})
     with sqlite3.connect(folder / "ackback.db") as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
@@ -137,7 +127,7 @@ def test_a_store_of_a_later_version_is_left_alone(project: Callable[..., Path], 
     ],
 )
 def test_a_store_that_cannot_be_written(project: Callable[..., Path], ackback: Run, place: str, why: str) -> None:
-    folder = project({"shop.py": SHOP})
+    folder = project({"shop.py": SHOP, "price.py": PRICE})
     url = f"sqlite://{place.format(folder=folder)}"
     (folder / "config.toml").write_text((folder / "config.toml").read_text() + f'[store]\nurl = "{url}"\n')
     done = ackback("run")
@@ -148,7 +138,7 @@ def test_a_store_that_cannot_be_written(project: Callable[..., Path], ackback: R
 
 def test_a_store_that_is_not_there(project: Callable[..., Path], start: Callable[..., Process], ackback: Run) -> None:
     """Daemons start, as it may come: what needs it waits in the broker."""
-    project({"shop.py": SHOP}, f'[store]\nurl = "postgresql://127.0.0.1:{free_port()}/nowhere"\n')
+    project({"shop.py": SHOP, "price.py": PRICE}, f'[store]\nurl = "postgresql://127.0.0.1:{free_port()}/nowhere"\n')
     process = start("run")
     process.wait_for("ready: ")
     ackback("send", "shop.checkout", "tea")

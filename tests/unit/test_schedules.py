@@ -43,28 +43,27 @@ def local(schedule: Schedule, day: datetime, count: int) -> list[str]:
     ]
 
 
-def test_the_clock_that_goes_forward_leaves_nothing_out() -> None:
-    day = datetime(2026, 3, 28, tzinfo=AMSTERDAM)
-    assert local(cron("30 2 * * *", tz="Europe/Amsterdam"), day, 3) == [
-        "28 02:30 CET",
-        "29 03:00 CEST",
-        "30 02:30 CEST",
-    ]
-    night = datetime(2026, 3, 29, 1, tzinfo=AMSTERDAM)
-    hourly = ["29 01:00 CET", "29 03:00 CEST", "29 04:00 CEST"]
-    assert local(cron("0 * * * *", tz="Europe/Amsterdam"), night, 3) == hourly
-    assert local(every(hours=1), night, 3) == hourly
-
-
-def test_the_clock_that_goes_back_has_nothing_due_twice() -> None:
-    day = datetime(2026, 10, 24, tzinfo=AMSTERDAM)
-    assert local(cron("30 2 * * *", tz="Europe/Amsterdam"), day, 3) == [
-        "24 02:30 CEST",
-        "25 02:30 CEST",
-        "26 02:30 CET",
-    ]
-    night = datetime(2026, 10, 25, 2, tzinfo=AMSTERDAM)
-    hourly = ["25 02:00 CEST", "25 02:00 CET", "25 03:00 CET"]
+@pytest.mark.parametrize(
+    ("day", "daily", "night", "hourly"),
+    [
+        pytest.param(
+            datetime(2026, 3, 28, tzinfo=AMSTERDAM),
+            ["28 02:30 CET", "29 03:00 CEST", "30 02:30 CEST"],
+            datetime(2026, 3, 29, 1, tzinfo=AMSTERDAM),
+            ["29 01:00 CET", "29 03:00 CEST", "29 04:00 CEST"],
+            id="forward-leaves-nothing-out",
+        ),
+        pytest.param(
+            datetime(2026, 10, 24, tzinfo=AMSTERDAM),
+            ["24 02:30 CEST", "25 02:30 CEST", "26 02:30 CET"],
+            datetime(2026, 10, 25, 2, tzinfo=AMSTERDAM),
+            ["25 02:00 CEST", "25 02:00 CET", "25 03:00 CET"],
+            id="back-has-nothing-due-twice",
+        ),
+    ],
+)
+def test_the_clock_goes(day: datetime, daily: list[str], night: datetime, hourly: list[str]) -> None:
+    assert local(cron("30 2 * * *", tz="Europe/Amsterdam"), day, 3) == daily
     assert local(cron("0 * * * *", tz="Europe/Amsterdam"), night, 3) == hourly
     assert local(every(hours=1), night, 3) == hourly
 

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import expect
 
 from broker import Client
-from tests.integration.conftest import Process, wait_until
+from tests.integration.conftest import PRICE, Process, wait_until
 from tests.web.conftest import Site
 
 Window = Callable[..., Any]
@@ -21,22 +21,13 @@ SHOP = """
     from typing import Any
     from broker import Service, cron, every
 
-    class Price(Service):
-        name = "shop.price"
-        retry = None
-
-        async def handle(self, item: str) -> float:
-            if item == "boat":
-                raise LookupError("no <b>boats</b>")
-            return 2.5
-
     class Checkout(Service):
         name = "shop.checkout"
         durable = True
 
         async def handle(self, item: str) -> Any:
             try:
-                price = await self.call(Price, item)
+                price = await self.call("shop.price", item)
             except Exception:
                 price = 0
             await asyncio.sleep(1)
@@ -60,7 +51,7 @@ SHOP = """
 
 @pytest.fixture
 def site(project: Callable[..., Path], start: Callable[..., Process], web: Callable[..., Site]) -> Site:
-    project({"shop.py": SHOP})
+    project({"shop.py": SHOP, "price.py": PRICE})
     start("run").wait_for("what is scheduled is fired here")
     return web()
 
