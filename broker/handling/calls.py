@@ -29,8 +29,10 @@ class Calls:
     def __len__(self) -> int:
         return sum(len(futures) for futures in self._waiting.values())
 
-    async def call(self, connection: Connection, publishing: Publishing, timeout: float) -> Any:
-        """Publish a request and return the response's payload.
+    async def call(
+        self, connection: Connection, publishing: Publishing, timeout: float, latest: float | None = None
+    ) -> Any:
+        """Publish a request and return the response's payload. Its deadline is not after `latest` (seconds since 1970).
 
         Raises:
             RemoteError: the service answered with a failure.
@@ -43,7 +45,8 @@ class Calls:
         assert cid is not None
         # Nobody waits after that, so nobody needs to handle it.
         message.expiration = max(1, round(1000 * min(timeout, MAX_EXPIRATION)))
-        message.headers[h.DEADLINE] = round(1000 * (time.time() + timeout))
+        ends = time.time() + timeout
+        message.headers[h.DEADLINE] = round(1000 * (ends if latest is None else min(ends, latest)))
         scope = asyncio.timeout(timeout)
         try:
             async with scope:

@@ -196,7 +196,7 @@ class Invocation:
             raise ConnectionLostError("there is no connection to RabbitMQ")
         if self._invoker.observer is not None:
             self._record(target, str(publishing.message.correlation_id), None)
-        return await self._invoker.calls.call(connection, publishing, timeout)
+        return await self._invoker.calls.call(connection, publishing, timeout, deadline)
 
     def _not_durable(self, *_: Any, **__: Any) -> NoReturn:
         raise RuntimeError(

@@ -182,6 +182,8 @@ class Daemon:
                     logger.error("%s; trying again until it works", told)
                 await asyncio.sleep(next(pauses))
                 continue
+            if self._stop.is_set():
+                break  # a cancellation was swallowed meanwhile, and no other will come
             reason = await asyncio.shield(self._connection.lost)
             if self._suspects_only:
                 break

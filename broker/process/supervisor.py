@@ -144,7 +144,7 @@ class Supervisor:
         ended_well = []
         deadline = time.monotonic() + self._grace + KILL_AFTER_GRACE
         for worker in self._workers.values():
-            if not self._signals:
+            if not worker.is_told:  # as no signal has come, or one came while it was being started
                 worker.send(signal.SIGTERM)
         for worker in self._workers.values():
             ended_well.append(worker.ends_well(deadline))
@@ -165,6 +165,8 @@ class _Worker:
                 command, stdin=its_end.fileno(), process_group=0, env=merged
             )
         self._socket.setblocking(False)
+        self.is_told = False
+        """Whether it was sent a signal."""
         self._up = False
         self._heard = time.monotonic()
         self.ready = False
@@ -187,6 +189,7 @@ class _Worker:
         return self.ready and now - self._heard > STUCK_AFTER
 
     def send(self, number: int) -> None:
+        self.is_told = True
         if self.process.poll() is None:
             self.process.send_signal(number)
 

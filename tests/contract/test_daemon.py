@@ -14,13 +14,16 @@ import pytest
 from broker import Service
 from broker.errors import ConfigurationError
 from broker.handling import arrivals
+from broker.hosting import registry
+from broker.process.daemon import Daemon
 from broker.protocol.entities import Queue
 from broker.protocol.message import Message, Publishing
+from broker.settings import Settings
 from broker.transport.interface import Connection, Delivery, Transport
 from broker.transport.memory import MemoryBroker
 from tests.conftest import USED
 from tests.contract.conftest import Cuttable
-from tests.support import delete_queues, named, run, running, unique, until
+from tests.support import TIMEOUT, delete_queues, named, run, running, unique, until
 
 Through = Callable[[], AbstractAsyncContextManager[Cuttable]]
 
@@ -330,3 +333,22 @@ def test_a_consumer_that_rabbitmq_times_out_consumes_again_and_nothing_is_lost(
         run(test())
     assert any("; declaring and consuming it again" in one for one in caplog.messages)
     assert not any("CHANNEL_ERROR" in one for one in caplog.messages), "it cost the whole connection"
+
+
+@pytest.mark.parametrize("transport", ["aio-pika", "lane"], indirect=True)
+def test_a_daemon_that_is_only_starting_stops_too(transport: Transport) -> None:
+    """At whatever moment: what it waits for may swallow the cancellation."""
+    settings = Settings.model_validate({"callbacks": {"queue": unique("callbacks")}})
+    found = registry.register([("tests", named(unique("echo"), Echo))], settings)
+
+    async def test() -> None:
+        for moment in range(50):
+            daemon = Daemon(settings, found, transport)
+            serving = asyncio.ensure_future(daemon.run())
+            await asyncio.wait([serving], timeout=moment / 1000)
+            daemon.stop()
+            ended, _ = await asyncio.wait([serving], timeout=TIMEOUT)
+            assert ended, f"told to stop {moment} ms after its start, it goes on"
+        await delete_queues(transport, [settings.callbacks.queue, *(one.name for one in found)])
+
+    run(test())
