@@ -46,6 +46,8 @@ class FlightRecorder:
         self._loop = asyncio.get_running_loop()
         self._paused_until = 0.0
         self._resume: asyncio.TimerHandle | None = None
+        self._connection: Connection | None = None
+        self._was_declared = False
         self._missing = asyncio.Event()
         self._is_described = False
         self._told: str | None = None
@@ -59,13 +61,15 @@ class FlightRecorder:
         if rest > 0:
             self._resume = self._loop.call_later(rest, self.connected, connection)
             return
-        self.recorder.connection = connection
+        self._connection = connection
+        if self._was_declared:
+            self.recorder.connection = connection
         self._missing.set()
 
     def disconnected(self) -> None:
         if self._resume is not None:
             self._resume.cancel()
-        self.recorder.connection = None
+        self._connection = self.recorder.connection = None
 
     def lost(self, reason: str) -> None:
         """A connection was lost. RabbitMQ ends one that publishes to a stream which is not there yet after its own restart: then nothing is
@@ -88,7 +92,7 @@ class FlightRecorder:
         while not self._stopping:
             await self._missing.wait()
             self._missing.clear()
-            if (connection := self.recorder.connection) is not None and not self._stopping:
+            if (connection := self._connection) is not None and not self._stopping:
                 await self._declare(connection)
             if not self._stopping:
                 await asyncio.sleep(DECLARE_EVERY)
@@ -99,12 +103,15 @@ class FlightRecorder:
         except OtherArgumentsError as error:
             self._tell(f"{error}. Events are recorded there as it is")
         except (ConnectionLostError, BrokerUnavailableError):
-            pass  # there will be another connection
+            return  # there will be another connection
         except AckbackError as error:
             self._tell(f"nothing is recorded for `ackback trace` and the page: {error}")
         else:
             self._is_described = False  # it may be a new one, and what was written before is gone
-            self.recorder.flush()
+        # Not before, as a first sign of life to a stream that is not there would be lost.
+        self._was_declared = True
+        self.recorder.connection = self._connection
+        self.recorder.flush()
 
     def _tell(self, what: str) -> None:
         if what != self._told:

@@ -119,7 +119,7 @@ class Recorder:
 
     def _confirmed(self, publishing: Publishing, confirm: asyncio.Future[None]) -> None:
         self._unconfirmed.discard(confirm)
-        error = None if confirm.cancelled() else confirm.exception()
+        error = ConnectionLostError("it is being closed") if confirm.cancelled() else confirm.exception()
         if error is None:
             return
         if isinstance(error, ConnectionLostError):
