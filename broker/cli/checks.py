@@ -12,8 +12,8 @@ from broker.hosting import registry
 from broker.hosting.registry import Registry
 from broker.process import migration
 from broker.protocol.message import Message, Publishing
+from broker.protocol.names import SCHEDULES
 from broker.protocol.queues import delay_chain, durable_queues, own_queue, reply_queue, with_what_leads_there
-from broker.protocol.schedules import SCHEDULES
 from broker.settings import Settings
 from broker.transport.factory import create
 from broker.transport.interface import Connection, Delivery

@@ -9,8 +9,9 @@ from broker.errors import AckbackError, UnroutableError
 from broker.handling.calls import Calls
 from broker.protocol import schedules
 from broker.protocol.cids import new_cid
+from broker.protocol.names import SCHEDULES
 from broker.protocol.requests import Template
-from broker.protocol.schedules import SCHEDULES, Do, Line
+from broker.protocol.schedules import Do, Line
 from broker.transport.interface import Connection
 
 TIMEOUT = 10.0

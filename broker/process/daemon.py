@@ -24,8 +24,8 @@ from broker.process.metrics import Metrics
 from broker.process.scheduler import Scheduler
 from broker.process.suspects import Suspects
 from broker.process.watchdog import Watchdog
+from broker.protocol.names import SCHEDULES
 from broker.protocol.queues import ACKNOWLEDGEMENT_TIMEOUT, durable_queues, own_queue, with_what_leads_there
-from broker.protocol.schedules import SCHEDULES
 from broker.recording.recorder import Observer, Observers
 from broker.settings import Settings
 from broker.stores.factory import open_store

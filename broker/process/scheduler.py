@@ -20,11 +20,12 @@ from broker.protocol import schedules
 from broker.protocol.bodies import JSON
 from broker.protocol.events import SENT_ROW
 from broker.protocol.message import Message, Publishing
+from broker.protocol.names import SCHEDULES
 from broker.protocol.outcomes import failure, filed, reply
 from broker.protocol.problems import problem
 from broker.protocol.queues import own_queue
 from broker.protocol.requests import Template
-from broker.protocol.schedules import SCHEDULES, Announcement, Command, Plan, State
+from broker.protocol.schedules import Announcement, Command, Plan, State
 from broker.transport.interface import Connection, Delivery
 
 Work = Callable[[], Awaitable[None]]

@@ -10,6 +10,7 @@ CALLBACK_SUFFIX = "-async-callback"
 CALLBACK_CLASS_SUFFIX = "AsyncCallback"
 DEAD_LETTERS = "dead-letters"
 RESERVED_PREFIX = "ackback."
+SCHEDULES = RESERVED_PREFIX + "schedules"
 MAX_NAME_BYTES = 200
 MAX_QUEUE_BYTES = 255
 

@@ -16,10 +16,9 @@ from typing import Any
 from broker.protocol.delays import LEVELS, former_level_name, level_name
 from broker.protocol.entities import Binding, Exchange, Queue
 from broker.protocol.message import Message
-from broker.protocol.names import DEAD_LETTERS, RESERVED_PREFIX
+from broker.protocol.names import DEAD_LETTERS, RESERVED_PREFIX, SCHEDULES
 from broker.protocol.quarantine import QUEUE_PREFIX as QUARANTINE_PREFIX
 from broker.protocol.quarantine import queue_name as quarantine_queue
-from broker.protocol.schedules import SCHEDULES
 
 UNDERTAKER = RESERVED_PREFIX + "undertaker"
 DUE = RESERVED_PREFIX + "due"

@@ -23,9 +23,8 @@ from pydantic_core import to_json
 from broker.errors import InvalidInputError
 from broker.protocol.bodies import JSON
 from broker.protocol.message import Message, Publishing
-from broker.protocol.names import RESERVED_PREFIX
+from broker.protocol.names import SCHEDULES
 
-SCHEDULES = RESERVED_PREFIX + "schedules"
 ANNOUNCEMENT, STATE, BEGINNING = "announcement", "state", "beginning"
 VERSION = 1
 

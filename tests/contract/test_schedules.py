@@ -17,8 +17,8 @@ from broker.errors import RemoteError
 from broker.handling.schedules import ScheduleCommands
 from broker.protocol import schedules
 from broker.protocol.message import Message, Publishing
+from broker.protocol.names import SCHEDULES
 from broker.protocol.queues import own_queue
-from broker.protocol.schedules import SCHEDULES
 from broker.transport.interface import Connection, Transport
 from tests.support import Inbox, delete_queues, named, run, running, unique, until
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pika
 import pytest
 
-from broker.protocol.schedules import SCHEDULES
+from broker.protocol.names import SCHEDULES
 from tests.faults.nodes import Node, cluster
 from tests.faults.scheduled_services import LEDGER
 from tests.faults.stage import DaemonProcess, Stage

@@ -18,7 +18,7 @@ import pika
 import pytest
 
 from broker.protocol.events import EVENTS
-from broker.protocol.schedules import SCHEDULES
+from broker.protocol.names import SCHEDULES
 from tests.conftest import USED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
