@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from broker.errors import ConfigurationError
@@ -65,8 +66,9 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(1, "ackback-sqlite")
         self._batches: Batches[Work, Any] = Batches(self._run_all)
         self._pruned = time.monotonic()
+        self._path = Path(path)
         try:
-            self._connection = self._thread.submit(_open, path).result()
+            self._thread.submit(self._open).result()
         except (sqlite3.Error, ConfigurationError) as error:
             self._thread.shutdown()
             raise ConfigurationError(f"store.url: {path} cannot be used: {error}") from None
@@ -121,10 +123,22 @@ class SqliteStore:
     async def _run_all(self, batch: Sequence[Work]) -> Sequence[Any]:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, batch)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ConfigurationError) as error:
             raise StoreError(f"the SQLite store failed: {error}") from None
 
+    def _open(self) -> None:
+        self._connection = _open(self._path)
+        self._file = _identity(self._path)
+
     def _transaction(self, batch: Sequence[Work]) -> Sequence[Any]:
+        if _identity(self._path) != self._file:
+            self._file = None
+            self._connection.close()
+            self._open()
+            # SQLite would go on with what nobody can see any more.
+            raise sqlite3.OperationalError(
+                f"{self._path} was removed or replaced: from now on the one that is there is used"
+            )
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -155,7 +169,16 @@ def _prune(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM runs WHERE until <= ?", (now,))
 
 
-def _open(path: str) -> sqlite3.Connection:
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that has its name; None if there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=LOCKED_FOR, isolation_level=None)
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > VERSION:

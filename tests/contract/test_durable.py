@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import logging
 import re
 from collections import Counter
 from pathlib import Path
@@ -733,3 +734,25 @@ def test_daemons_that_do_not_share_a_store_are_told_so(
             await store.close()
 
     run(test())
+
+
+def test_a_file_that_is_removed_under_its_daemon_is_said_and_made_anew(
+    tmp_path: Path, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handle(self: Any) -> Any:
+        return await self.step(sum, [1, 2])
+
+    name = shop.durable(handle)
+    file = tmp_path / "runs.db"
+
+    async def test() -> None:
+        async with running(MemoryBroker(), *shop.services, store={"url": f"sqlite://{file}"}) as daemon:
+            assert await answer(daemon, name) == 3
+            file.unlink()
+            assert await answer(daemon, name) == 3
+            assert file.exists()
+
+    with caplog.at_level(logging.INFO):
+        run(test())
+    assert f"the SQLite store failed: {file} was removed or replaced" in caplog.text
+    assert "the store of durable services works again" in caplog.text
