@@ -45,25 +45,25 @@ WHERE key = %(key)s AND owner = %(owner)s RETURNING 1
 """
 _RELEASE = "DELETE FROM ackback_outcomes WHERE key = %(key)s AND owner = %(owner)s AND outcome IS NULL RETURNING 1"
 _READ = "SELECT chunk FROM ackback_journal WHERE run = %(run)s ORDER BY version"
-# The key is the comparison: a journal's chunks are numbered without gaps, so whoever is late finds the number taken.
+# The key is the comparison: a journal's chunks are numbered without gaps, so whoever is late finds the number taken. Many at once, in the
+# order of their runs everywhere: or two transactions, each with a row that the other wants next, would wait for each other.
 _APPEND = """
-INSERT INTO ackback_journal SELECT %(run)s, %(version)s, %(chunk)s
-WHERE EXISTS (SELECT FROM ackback_journal WHERE run = %(run)s AND version = %(version)s - 1)
-  OR (%(version)s = 0 AND NOT EXISTS (SELECT FROM ackback_journal WHERE run = %(run)s))
-ON CONFLICT DO NOTHING RETURNING 1
-"""
-_APPEND_WITH_HEAD = """
-WITH appended AS (
-  INSERT INTO ackback_journal SELECT %(run)s, %(version)s, %(chunk)s
-  WHERE EXISTS (SELECT FROM ackback_journal WHERE run = %(run)s AND version = %(version)s - 1)
-    OR (%(version)s = 0 AND NOT EXISTS (SELECT FROM ackback_journal WHERE run = %(run)s))
-  ON CONFLICT DO NOTHING RETURNING 1)
-INSERT INTO ackback_runs
-SELECT %(run)s, %(service)s, %(cid)s, %(state)s, %(began)s, %(changed)s, clock_timestamp() + make_interval(secs => %(keep)s)
-FROM appended
-ON CONFLICT (run) DO UPDATE SET cid = excluded.cid, state = excluded.state, began = excluded.began, changed = excluded.changed,
-  until = excluded.until
-RETURNING 1
+WITH given AS (
+  SELECT * FROM unnest(%(run)s::text[], %(version)s::integer[], %(chunk)s::text[], %(service)s::text[], %(cid)s::text[],
+    %(state)s::text[], %(began)s::double precision[], %(changed)s::double precision[], %(keep)s::double precision[])
+    AS given (run, version, chunk, service, cid, state, began, changed, keep)
+  ORDER BY run),
+appended AS (
+  INSERT INTO ackback_journal AS j SELECT run, version, chunk FROM given
+  WHERE version = COALESCE((SELECT max(version) + 1 FROM ackback_journal WHERE run = given.run), 0)
+  ON CONFLICT DO NOTHING RETURNING j.run, j.version),
+headed AS (
+  INSERT INTO ackback_runs
+  SELECT run, service, cid, state, began, changed, clock_timestamp() + make_interval(secs => keep)
+  FROM given JOIN appended USING (run, version) WHERE state IS NOT NULL ORDER BY run
+  ON CONFLICT (run) DO UPDATE SET cid = excluded.cid, state = excluded.state, began = excluded.began, changed = excluded.changed,
+    until = excluded.until)
+SELECT run FROM appended
 """
 _DROP = "DELETE FROM ackback_journal WHERE run = %(run)s AND version < %(version)s RETURNING 1"
 _HEADS = """
@@ -127,10 +127,9 @@ class PostgresqlStore:
         return [row[0] for row in await self._run(_READ, run=run)]
 
     async def append(self, run: str, version: int, chunk: str, head: Head | None, keep: float | None) -> bool:
-        if head is None:
-            return bool(await self._run(_APPEND, run=run, version=version, chunk=chunk))
-        values = head._replace(service=head.service.replace(*_NUL), cid=head.cid.replace(*_NUL))._asdict()
-        return bool(await self._run(_APPEND_WITH_HEAD, version=version, chunk=chunk, keep=keep, **values))
+        told = dict.fromkeys(Head._fields) if head is None else head._asdict()
+        values = {name: value.replace(*_NUL) if isinstance(value, str) else value for name, value in told.items()}
+        return bool(await self._run(_APPEND, **{**values, "run": run}, version=version, chunk=chunk, keep=keep))
 
     async def drop(self, run: str, version: int) -> None:
         await self._run(_DROP, run=run, version=version)
@@ -166,18 +165,35 @@ class PostgresqlStore:
     async def _transaction(
         self, connection: AsyncConnection[Any], batch: Sequence[_Statement]
     ) -> Sequence[list[tuple[Any, ...]]]:
+        together: dict[str, int] = {}
+        for place, one in enumerate(batch):
+            if one.text is _APPEND:
+                together.setdefault(one.values["run"], place)
         # In the same order everywhere: or two transactions, each with a row that the other wants next, would wait for each other.
-        order = sorted(range(len(batch)), key=lambda place: _row(batch[place]))
+        others = sorted(set(range(len(batch))) - set(together.values()), key=lambda place: _row(batch[place]))
         results: list[list[tuple[Any, ...]]] = [[] for _ in batch]
         async with connection.pipeline(), connection.transaction():
-            cursors = [(place, await connection.execute(*batch[place])) for place in order]
+            appending = (
+                await connection.execute(*_as_one([batch[place] for place in together.values()])) if together else None
+            )
+            cursors = [(place, await connection.execute(*_as_one([batch[place]]))) for place in others]
             if time.monotonic() - self._pruned > PRUNE_EVERY:
                 self._pruned = time.monotonic()
                 for statement in _PRUNE:
                     await connection.execute(statement)
+            for row in await appending.fetchall() if appending else ():
+                results[together[row[0]]].append(row)
             for place, cursor in cursors:
                 results[place] = await cursor.fetchall()
         return results
+
+
+def _as_one(statements: Sequence[_Statement]) -> _Statement:
+    """Appends to different journals; or another statement, which is by itself."""
+    if statements and statements[0].text is not _APPEND:
+        return statements[0]
+    columns = (*Head._fields, "version", "chunk", "keep")
+    return _Statement(_APPEND, {name: [one.values[name] for one in statements] for name in columns})
 
 
 def _row(statement: _Statement) -> str:

@@ -11,7 +11,8 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,12 @@ WHERE until <= :now OR (owner = :owner AND outcome IS NULL)
 """
 # The key is the comparison: a journal's chunks are numbered without gaps, so whoever is late finds the number taken.
 _APPEND = """
-INSERT INTO journal SELECT :run, :version, :chunk
-WHERE EXISTS (SELECT 1 FROM journal WHERE run = :run AND version = :version - 1)
-    OR (:version = 0 AND NOT EXISTS (SELECT 1 FROM journal WHERE run = :run))
+INSERT INTO journal SELECT column1, column2, column3 FROM (VALUES {rows})
+WHERE column2 = COALESCE((SELECT max(version) + 1 FROM journal WHERE run = column1), 0)
 ON CONFLICT DO NOTHING
 """
 _HEAD = """
-INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO runs VALUES {rows}
 ON CONFLICT (run) DO UPDATE SET cid = excluded.cid, state = excluded.state, began = excluded.began, changed = excluded.changed,
     until = excluded.until
 """
@@ -90,14 +90,8 @@ class SqliteStore:
         return await self._batches.run(lambda connection: [row[0] for row in connection.execute(select, (run,))])  # type: ignore[no-any-return]
 
     async def append(self, run: str, version: int, chunk: str, head: Head | None, keep: float | None) -> bool:
-        def append(connection: sqlite3.Connection) -> bool:
-            if not connection.execute(_APPEND, {"run": run, "version": version, "chunk": chunk}).rowcount:
-                return False
-            if head is not None:
-                connection.execute(_HEAD, (*head, None if keep is None else time.time() + keep))
-            return True
-
-        return await self._batches.run(append)  # type: ignore[no-any-return]
+        until = None if keep is None else time.time() + keep
+        return await self._batches.run(_Append((run, version, chunk), None if head is None else (*head, until)))  # type: ignore[no-any-return]
 
     async def drop(self, run: str, version: int) -> None:
         delete = "DELETE FROM journal WHERE run = ? AND version < ?"
@@ -131,18 +125,11 @@ class SqliteStore:
         self._file = _identity(self._path)
 
     def _transaction(self, batch: Sequence[Work]) -> Sequence[Any]:
-        if _identity(self._path) != self._file:
-            self._file = None
-            self._connection.close()
-            self._open()
-            # SQLite would go on with what nobody can see any more.
-            raise sqlite3.OperationalError(
-                f"{self._path} was removed or replaced: from now on the one that is there is used"
-            )
+        self._look_at_file()
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
-            results = [work(connection) for work in batch]
+            results = _done(connection, batch)
             if time.monotonic() - self._pruned > PRUNE_EVERY:
                 self._pruned = time.monotonic()
                 _prune(connection)
@@ -152,6 +139,54 @@ class SqliteStore:
                 connection.execute("ROLLBACK")
             raise
         return results
+
+    def _look_at_file(self) -> None:
+        """SQLite would go on with one that nobody can see any more."""
+        if _identity(self._path) != self._file:
+            self._file = None
+            self._connection.close()
+            self._open()
+            raise sqlite3.OperationalError(
+                f"{self._path} was removed or replaced: from now on the one that is there is used"
+            )
+
+
+def _done(connection: sqlite3.Connection, batch: Sequence[Work]) -> list[Any]:
+    """What comes of each."""
+    appends = [work for work in batch if isinstance(work, _Append)]
+    if len(appends) > 1:
+        if _append(connection, appends):
+            return [isinstance(work, _Append) or work(connection) for work in batch]
+        connection.execute("ROLLBACK")  # one was late, and it is not known which
+        connection.execute("BEGIN IMMEDIATE")
+    return [work(connection) for work in batch]
+
+
+@dataclass(frozen=True, slots=True)
+class _Append:
+    chunk: tuple[str, int, str]
+    head: tuple[Any, ...] | None
+
+    def __call__(self, connection: sqlite3.Connection) -> bool:
+        return _append(connection, [self])
+
+
+def _append(connection: sqlite3.Connection, appends: Sequence[_Append]) -> bool:
+    """Append all, in two statements, as after each the thread waits for Python's lock; whether they were the next of their journals. If
+    one was not, the others are there, but not their heads."""
+    chunks = [value for one in appends for value in one.chunk]
+    if connection.execute(_rows(_APPEND, len(appends), 3), chunks).rowcount != len(appends):
+        return False
+    heads = [one.head for one in appends if one.head is not None]
+    if heads:
+        connection.execute(_rows(_HEAD, len(heads), 7), [value for head in heads for value in head])
+    return True
+
+
+@lru_cache
+def _rows(statement: str, rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return statement.format(rows=", ".join([row] * rows))
 
 
 def _claim(connection: sqlite3.Connection, key: str, owner: str, lease: float) -> Claim | str:
