@@ -165,32 +165,45 @@ class PostgresqlStore:
     async def _transaction(
         self, connection: AsyncConnection[Any], batch: Sequence[_Statement]
     ) -> Sequence[list[tuple[Any, ...]]]:
-        together: dict[str, int] = {}
-        for place, one in enumerate(batch):
-            if one.text is _APPEND:
-                together.setdefault(one.values["run"], place)
-        # In the same order everywhere: or two transactions, each with a row that the other wants next, would wait for each other.
-        others = sorted(set(range(len(batch))) - set(together.values()), key=lambda place: _row(batch[place]))
+        await self._prune(connection)
+        groups = _groups(batch)
+        statements = [_as_one([batch[place] for place in group]) for group in groups]
+        if len(statements) == 1:  # it is a transaction by itself
+            found = [await (await connection.execute(*statements[0])).fetchall()]
+        else:
+            async with connection.pipeline(), connection.transaction():
+                cursors = [await connection.execute(*statement) for statement in statements]
+                found = [await cursor.fetchall() for cursor in cursors]
         results: list[list[tuple[Any, ...]]] = [[] for _ in batch]
-        async with connection.pipeline(), connection.transaction():
-            appending = (
-                await connection.execute(*_as_one([batch[place] for place in together.values()])) if together else None
-            )
-            cursors = [(place, await connection.execute(*_as_one([batch[place]]))) for place in others]
-            if time.monotonic() - self._pruned > PRUNE_EVERY:
-                self._pruned = time.monotonic()
-                for statement in _PRUNE:
-                    await connection.execute(statement)
-            for row in await appending.fetchall() if appending else ():
-                results[together[row[0]]].append(row)
-            for place, cursor in cursors:
-                results[place] = await cursor.fetchall()
+        for group, rows in zip(groups, found, strict=True):
+            if len(group) == 1:
+                results[group[0]] = rows
+                continue
+            appended = {row[0] for row in rows}
+            for place in group:
+                results[place] = [()] if batch[place].values["run"] in appended else []
         return results
+
+    async def _prune(self, connection: AsyncConnection[Any]) -> None:
+        if time.monotonic() - self._pruned > PRUNE_EVERY:
+            self._pruned = time.monotonic()
+            for statement in _PRUNE:
+                await connection.execute(statement)
+
+
+def _groups(batch: Sequence[_Statement]) -> list[list[int]]:
+    """The places of what is sent as one statement, appends to different journals; all else is by itself. In the same order everywhere: or
+    two transactions, each with a row that the other wants next, would wait for each other."""
+    together: dict[str, int] = {}
+    for place, one in enumerate(batch):
+        if one.text is _APPEND:
+            together.setdefault(one.values["run"], place)
+    others = sorted(set(range(len(batch))) - set(together.values()), key=lambda place: _row(batch[place]))
+    return [*([list(together.values())] if together else []), *([place] for place in others)]
 
 
 def _as_one(statements: Sequence[_Statement]) -> _Statement:
-    """Appends to different journals; or another statement, which is by itself."""
-    if statements and statements[0].text is not _APPEND:
+    if statements[0].text is not _APPEND:
         return statements[0]
     columns = (*Head._fields, "version", "chunk", "keep")
     return _Statement(_APPEND, {name: [one.values[name] for one in statements] for name in columns})
