@@ -72,10 +72,13 @@ WHERE (%(service)s::text IS NULL OR service = %(service)s) AND (%(state)s::text 
   AND (%(cid)s::text IS NULL OR cid = %(cid)s)
 ORDER BY began DESC LIMIT %(most)s
 """
+# One statement for a run and its journal: a moment later another would be over.
 _PRUNE = (
     "DELETE FROM ackback_outcomes WHERE until <= clock_timestamp()",
-    "DELETE FROM ackback_journal WHERE run IN (SELECT run FROM ackback_runs WHERE until <= clock_timestamp())",
-    "DELETE FROM ackback_runs WHERE until <= clock_timestamp()",
+    """
+    WITH gone AS (DELETE FROM ackback_runs WHERE until <= clock_timestamp() RETURNING run)
+    DELETE FROM ackback_journal AS j USING gone WHERE j.run = gone.run
+    """,
 )
 _NUL = "\0", "\ufffd"
 """PostgreSQL's text has no place for it."""

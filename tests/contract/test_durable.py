@@ -132,13 +132,14 @@ def test_a_run_that_is_over_is_forgotten(store_url: str, monkeypatch: pytest.Mon
 
     async def test() -> None:
         store = open_store(store_url)
-        name = unique("run")
-        head = Head(name, "shop.checkout", name, "done", 1000.0, 1000.5)
-        assert await store.append(name, 0, "[0]", head, 0.2)
+        names = [unique("run") for _ in range(200)]
+        for number, name in enumerate(names):
+            head = Head(name, "shop.checkout", name, "done", 1000.0, 1000.5)
+            assert await store.append(name, 0, "[0]", head, 0.001 * (number % 20 + 1))
 
         async def is_gone() -> bool:
             heads = await store.heads()
-            return not await store.read(name) and name not in [one.run for one in heads]
+            return not any([await store.read(name) for name in names]) and not {one.run for one in heads} & {*names}
 
         await until(is_gone)
         await store.close()

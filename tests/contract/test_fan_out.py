@@ -15,7 +15,8 @@ from broker.transport.interface import Transport
 from tests.contract.services import Seen
 from tests.support import run, running, unique, until
 
-MANY = unconfirmed.WINDOW + 500
+WINDOW = 500
+MANY = WINDOW + 500
 
 
 def target_of(seen: Seen) -> type[Service]:
@@ -41,6 +42,7 @@ def test_all_are_sent_under_the_cids_that_were_returned_and_few_are_unconfirmed_
         most = max(most, self._expected - self._settled)
 
     monkeypatch.setattr(unconfirmed.Unconfirmed, "expect", counting)
+    monkeypatch.setattr(unconfirmed, "WINDOW", WINDOW)
 
     async def test() -> None:
         seen, cids = Seen(), []
@@ -73,7 +75,7 @@ def test_all_are_sent_under_the_cids_that_were_returned_and_few_are_unconfirmed_
             await daemon.publish(sender.name, Message(b""))
             await until(lambda: len(seen.events) == MANY)
             assert dict(seen.events) == dict(enumerate(cids))
-            assert most <= unconfirmed.WINDOW + 1
+            assert most <= WINDOW + 1
             assert daemon.dead == []
 
     run(test())
