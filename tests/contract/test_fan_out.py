@@ -146,7 +146,7 @@ def test_a_target_that_is_not_there_fails_the_attempt_however_many_follow(transp
         name = unique("sender")
 
         async def handle(self) -> None:
-            await self.invoke_many("nobody.at-all", range(MANY))
+            await self.invoke_many("nobody.at-all", range(unconfirmed.WINDOW + 500))
 
     async def test() -> None:
         async with running(transport, Sender) as daemon:
