@@ -142,7 +142,7 @@ class SqliteStore:
 
     def _look_at_file(self) -> None:
         """SQLite would go on with one that nobody can see any more."""
-        if _identity(self._path) != self._file:
+        if self._file is None or _identity(self._path) != self._file:
             self._file = None
             self._connection.close()
             self._open()
@@ -205,10 +205,10 @@ def _prune(connection: sqlite3.Connection) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another that has its name; None if there is none."""
+    """What tells a file from another that has its name; None if it is not to be seen."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return status.st_dev, status.st_ino
 

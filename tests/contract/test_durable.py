@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -744,7 +745,8 @@ def test_a_file_that_is_removed_under_its_daemon_is_said_and_made_anew(
         return await self.step(sum, [1, 2])
 
     name = shop.durable(handle)
-    file = tmp_path / "runs.db"
+    file = tmp_path / "data" / "runs.db"
+    file.parent.mkdir()
 
     async def test() -> None:
         async with running(MemoryBroker(), *shop.services, store={"url": f"sqlite://{file}"}) as daemon:
@@ -752,6 +754,11 @@ def test_a_file_that_is_removed_under_its_daemon_is_said_and_made_anew(
             file.unlink()
             assert await answer(daemon, name) == 3
             assert file.exists()
+            shutil.rmtree(file.parent)
+            waiting = asyncio.ensure_future(answer(daemon, name))
+            await until(lambda: "unable to open database file" in caplog.text)
+            file.parent.mkdir()
+            assert await waiting == 3
 
     with caplog.at_level(logging.INFO):
         run(test())

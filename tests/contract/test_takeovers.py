@@ -3,7 +3,6 @@ they share the store."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -158,7 +157,7 @@ def test_a_process_that_knows_a_run_from_earlier_does_not_take_what_comes_twice_
     async def handle(self: Any, _: int) -> Any:
         await self.wait_for("go")
         self.invoke_async(processes.sink, "went")
-        await asyncio.sleep(3600)
+        await self.wait_for("end")
 
     async def test() -> None:
         async with processes.another(handle) as first, processes.another(handle) as second:
