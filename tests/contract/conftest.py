@@ -23,7 +23,7 @@ TRANSPORTS: dict[str, Callable[[Callable[[], str]], Transport]] = {
 }
 
 
-@pytest.fixture(params=TRANSPORTS)
+@pytest.fixture(params=[pytest.param("memory", marks=pytest.mark.embedded), "aio-pika", "lane"])
 def transport(request: pytest.FixtureRequest) -> Transport:
     return TRANSPORTS[request.param](lambda: request.getfixturevalue("rabbitmq_url"))
 
