@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -31,6 +32,7 @@ Service = Annotated[
         "--service", metavar="NAME", help="The run's service, if several have a run of that CID.", show_default=False
     ),
 ]
+State = StrEnum("State", ["running", "failing", "failed", "done", "cancelled"])
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -39,20 +41,20 @@ def list_runs(
     service: Annotated[
         str | None, typer.Option("--service", metavar="NAME", help="Only of this service.", show_default=False)
     ] = None,
-    state: Annotated[
-        str | None,
-        typer.Option("--state", help="Only running, failing, failed, done or cancelled.", show_default=False),
-    ] = None,
+    state: Annotated[State | None, typer.Option("--state", help="Only in this state.", show_default=False)] = None,
     most: Annotated[int, typer.Option("--most", min=1, help="How many, the newest first.")] = 100,
     as_json: AsJson = False,
     config: Config = None,
     debug: Debug = False,
 ) -> None:
     """List runs, the newest first."""
-    heads = _with_store(config, lambda store: store.heads(service=service, state=state, most=most))
+    heads = _with_store(config, lambda store: store.heads(service=service, state=state and state.value, most=most))
     if as_json:
         for one in heads:
             typer.echo(json.dumps(one._asdict()))
+        return
+    if not heads:
+        typer.echo("no runs")
         return
     rows = [("BEGAN", "STATE", "SINCE", "SERVICE", "CID")]
     rows += [(_at(one.began), one.state, _ago(one.changed), one.service, escaped(one.cid)) for one in heads]

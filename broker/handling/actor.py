@@ -44,6 +44,7 @@ from broker.handling.invoker import Invoker
 from broker.handling.patience import PatientPublisher
 from broker.handling.steps import Steps
 from broker.hosting.definition import ServiceDefinition
+from broker.log import handling
 from broker.protocol import archive, bodies, runs
 from broker.protocol import headers as h
 from broker.protocol.delays import delayed
@@ -306,6 +307,7 @@ class Actor:
             live.replay(self._journal.entries[1:])
         except (ChangedError, NeverWaitsError) as error:
             live.abandon()
+            self._told_in_log()
             logging.getLogger(self._definition.name).error("what it asked for at its end may be missing: %s", error)
             return None
         return live
@@ -542,14 +544,19 @@ class Actor:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
         step, last = live.step_that_raised(error), self._journal.last_answer()
-        self._journal.add(
-            endings.failed(self._definition, self._request, self._journal.attempt, error, step, is_last=step == last)
-        )
+        attempt = self._told_in_log()
+        self._journal.add(endings.failed(self._definition, self._request, attempt, error, step, is_last=step == last))
         arrival.outcome = self._outcome()
 
     def _died(self, reason: str, error: Exception, arrival: Arrival) -> None:
-        self._journal.add(endings.died(self._definition.name, self._journal.attempt, reason, error))
+        self._journal.add(endings.died(self._definition.name, self._told_in_log(), reason, error))
         arrival.outcome = self._outcome()
+
+    def _told_in_log(self) -> int:
+        """Have what is logged now say which run it is of; returns the attempt."""
+        attempt = self._journal.attempt
+        handling.set((str(self._request.correlation_id), self._definition.name, attempt))
+        return attempt
 
     def _outcome(self, repeat: Message | None = None) -> Outcome:
         """What is to be published as the run, or its attempt, has ended; for a repeat of its request, that is what is answered."""

@@ -71,6 +71,7 @@ def test_a_run_that_failed_and_one_that_is_cancelled(shop: Process, ackback: Run
     failed = ackback("send", "shop.checkout", "boat").stdout.strip()
     cancelled = ackback("send", "shop.checkout", "tea").stdout.strip()
     wait_until(lambda: state_of(ackback, failed) == "failed")
+    shop.wait_for(f"failed: RemoteError: shop.price: LookupError: no <b>boats</b> (CID {failed})")
     told = ackback("runs", "show", failed).stdout
     assert "✗ LookupError: no <b>boats</b> after " in told
     assert "attempt 1 failed (error): RemoteError: shop.price: LookupError: no <b>boats</b>" in told
@@ -92,6 +93,10 @@ def test_what_is_mistyped_is_said(project: Callable[..., Path], start: Callable[
         assert done.stderr.startswith(
             "ackback: the store has no run of CID 'nope': it ended long ago ([store] keep), or"
         )
+    assert ackback("runs", "list").stdout == "no runs\n"
+    state = ackback("runs", "list", "--state", "runing")
+    assert state.returncode == 2
+    assert "'runing' is not one of 'running', 'failing', 'failed', 'done', 'cancelled'" in state.stderr
     memory = ackback("runs", "list", ACKBACK_STORE__URL="memory")
     assert memory.stderr == "ackback: store.url is memory: what is there only its own process can see\n"
     former = ackback("services", ACKBACK_IDEMPOTENCY__STORE="memory")
