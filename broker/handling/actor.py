@@ -42,7 +42,7 @@ from broker.handling import endings, responses
 from broker.handling.durable import Again, DurableInvocation
 from broker.handling.invoker import Invoker
 from broker.handling.patience import PatientPublisher
-from broker.handling.steps import Steps
+from broker.handling.steps import Steps, answer_of
 from broker.hosting.definition import ServiceDefinition
 from broker.log import handling
 from broker.protocol import archive, bodies, runs
@@ -378,7 +378,7 @@ class Actor:
         elif state in (DONE, CANCELLED):
             pass  # nobody waits for it any more
         elif live is None or live.takes(step):
-            self._happened([GOT, time.time(), step, *endings.answer(arrival.message)], arrival)
+            self._happened([GOT, time.time(), step, *answer_of(arrival.message)], arrival)
         elif not self._is_fresh:
             raise _Behind
         else:

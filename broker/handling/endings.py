@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from broker.durable import journal
-from broker.durable.journal import CANCELLED, DONE, DUE, END, ERROR, FAILED, OK, Entry
-from broker.errors import InvalidInputError
+from broker.durable.journal import CANCELLED, DONE, END, FAILED, OK, Entry
 from broker.handling import responses
 from broker.hosting.definition import ServiceDefinition
-from broker.protocol import bodies, problems, runs
 from broker.protocol import headers as h
+from broker.protocol import problems
 from broker.protocol.message import Message
 from broker.protocol.outcomes import DEAD_ERROR, DEAD_REASON, NOTHING, Outcome, failure, reply, retried
 from broker.protocol.problems import problem
@@ -75,20 +74,6 @@ def outcome(request: Message, name: str, end: Entry) -> Outcome:
     body = journal.payload(kind, value)
     replied = reply(request, name, body if isinstance(body, bytes) else body.encode(), content_type, headers)
     return NOTHING if replied is None else Outcome(replied)
-
-
-def answer(message: Message) -> tuple[str, Any]:
-    """The outcome and value of what answers a step."""
-    if message.type == runs.TIMER:
-        return DUE, None
-    if message.headers.get(h.STATUS) == h.ERROR:
-        replier = str(message.headers.get(h.SERVICE, ""))
-        return ERROR, problems.to_json(problems.from_json(message.body, replier)).decode()
-    try:
-        return journal.value(bodies.decode(message))
-    except InvalidInputError as error:
-        told = problem("invalid", "Invalid reply", str(error), str(message.headers.get(h.SERVICE, "")))
-        return ERROR, problems.to_json(told).decode()
 
 
 def is_over(message: Message, name: str, end: Entry) -> Outcome:

@@ -1,4 +1,4 @@
-"""What a run's steps ask for is done: requests and timers are published, functions are run."""
+"""What a run's steps ask for is done: requests and timers are published, functions are run. What answers them is read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from broker.durable import journal
 from broker.durable.journal import ERROR, GOT, OK, UNROUTABLE, Entry
 from broker.durable.run import CALL, INVOKE, STEP, TIMER, Question
-from broker.errors import UnencodableError, UnroutableError
+from broker.errors import InvalidInputError, UnencodableError, UnroutableError
 from broker.handling.patience import PatientPublisher
 from broker.log import logger
-from broker.protocol import delays, problems
+from broker.protocol import bodies, delays, problems
 from broker.protocol import headers as h
 from broker.protocol.message import Message, Publishing
 from broker.protocol.outcomes import dead_letter
@@ -117,6 +118,19 @@ class Steps:
             outcome = ERROR, _told("error", error, question.what)
         del self._running[question.number]
         answered([GOT, time.time(), question.number, *outcome])
+
+
+def answer_of(message: Message) -> tuple[str, Any]:
+    """The outcome and value of what answers a step."""
+    if message.type == TIMER_TYPE:
+        return journal.DUE, None
+    replier = str(message.headers.get(h.SERVICE, ""))
+    if message.headers.get(h.STATUS) == h.ERROR:
+        return ERROR, problems.to_json(problems.from_json(message.body, replier)).decode()
+    try:
+        return journal.value(bodies.decode(message))
+    except InvalidInputError as error:
+        return ERROR, problems.to_json(problem("invalid", "Invalid reply", str(error), replier)).decode()
 
 
 def _as_json(result: Any, question: Question) -> Any:
