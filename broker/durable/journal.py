@@ -4,10 +4,11 @@
                                                the request, as `archive` has it; the number of its first step; that of the chunk, which
                                                begins with this; the last signals before, by ID. The chunks before it are of no use any more
     ["ask", step, kind, what, digest, place]   the next step: what is shown of it, what tells it apart, file and line of the await
-    ["got", t, step, outcome, value]           an answer: `ok`, `bytes`, `error` (a problem), `unroutable` (its target), `due` (a timer)
+    ["got", t, step, outcome, value, true]     an answer: `ok`, `bytes`, `error` (a problem), `unroutable` (its target), `due` (a timer);
+                                               the last only if no message has brought it: a function's result, say
     ["signal", t, name, outcome, value, id]    a message for whoever waits for that name
     ["left", t, step]                          the handler does not wait for it any more; only to be told, as it is found out again
-    ["cancel", t]                              the run is to end
+    ["cancel", t, id]                          the run is to end, by a message of that ID
     ["failed", t, attempt, reason, problem, wait, step]
                                                an attempt ended, and why; the seconds until the next, null if there is none; the step
                                                whose failure it died of, if it asked for nothing more after that
@@ -86,8 +87,12 @@ class Journal:
         """None for a run that there is not."""
         self.kept_state: str | None = None
         """The state that is in the store."""
+        self.ended_in = 0
+        """The chunk in which the run, or its last attempt that is over, ended."""
         self._asked_in: dict[int, list[int]] = {}
         self._chunk_of: dict[int | str, int] = {}
+        self._without_message: set[int] = set()
+        """The steps whose answers no message has brought."""
 
     @classmethod
     def of(cls, chunks: Iterable[str]) -> Journal:
@@ -108,22 +113,26 @@ class Journal:
         if kind == BEGIN:
             self.entries, self.asked, self.size, self.state = [], 0, 0, RUNNING
             began_in: int = entry[5]
-            self._asked_in, self._chunk_of = {}, dict.fromkeys(entry[6], began_in)
+            self._asked_in, self._chunk_of, self._without_message = {}, dict.fromkeys(entry[6], began_in), set()
         elif kind == ASK:
             self.asked += 1
             self._asked_in.setdefault(self.chunks, []).append(entry[1])
         elif kind == GOT:
             self._chunk_of[entry[2]] = self.chunks
+            if len(entry) > 5:
+                self._without_message.add(entry[2])
+        elif kind == CANCEL:
+            self._chunk_of[entry[2]] = self.chunks
         elif kind == SIGNAL:
             self._chunk_of[entry[5]] = self.chunks
         elif kind == FAILED:
-            self.state = DIED if entry[5] is None else FAILING
+            self.state, self.ended_in = DIED if entry[5] is None else FAILING, self.chunks
         elif kind == AGAIN:
             self.state = RUNNING
             for step in entry[3]:
                 self._chunk_of.pop(step, None)
         elif kind == END:
-            self.state = entry[2]
+            self.state, self.ended_in = entry[2], self.chunks
         self.entries.append(entry)
         self.open.append(entry)
 
@@ -164,12 +173,20 @@ class Journal:
         return next((entry for entry in reversed(self.entries) if entry[0] == REPEAT), None)
 
     def chunk_of(self, answered: int | str) -> int | None:
-        """Which chunk has the answer to a step, or the signal of that ID."""
+        """Which chunk has the answer to a step, or the signal or cancellation of that ID."""
         return self._chunk_of.get(answered)
 
     def asked_in(self, chunk: int) -> list[int]:
         """The steps that were asked for in a chunk."""
         return self._asked_in.get(chunk, [])
+
+    def with_what_followed(self, chunk: int) -> list[int]:
+        """The chunk, and those that came of it without another message."""
+        chunks = [chunk]
+        for one in chunks:
+            answered = self._without_message.intersection(self.asked_in(one))
+            chunks += {self._chunk_of[step] for step in answered if step in self._chunk_of}.difference(chunks)
+        return chunks
 
     def last_answer(self) -> int | None:
         """The step whose answer was the last thing that happened; None if it was something else."""

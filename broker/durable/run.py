@@ -119,7 +119,7 @@ class Run:
         kind, t = entry[0], entry[1]
         self.loop.now = max(self.loop.now, t)
         if kind == GOT:
-            self._got(*entry[2:])
+            self._got(*entry[2:5])
         elif kind == SIGNAL:
             self._signalled(entry[2], entry[3], entry[4])
         elif kind == CANCEL:

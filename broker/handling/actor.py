@@ -181,10 +181,10 @@ class Actor:
     async def _work(self) -> None:
         try:
             while self._inbox or self._results:
-                batch, self._inbox = self._inbox[:MOST_AT_ONCE], self._inbox[MOST_AT_ONCE:]
-                self._held += batch
                 # Without a message in hand, what asked for the function comes again, and with it the function is run again.
                 results, self._results = self._results if self._held else [], []
+                batch, self._inbox = self._inbox[:MOST_AT_ONCE], self._inbox[MOST_AT_ONCE:]
+                self._held += batch
                 if not batch and not results:
                     continue
                 try:
@@ -229,14 +229,15 @@ class Actor:
         return Outcome(again=delayed(Publishing(self._definition.name, message), seconds))
 
     async def _take_until_taken(self, batch: list[Arrival], results: list[Entry]) -> None:
+        undecided = [one for one in self._held if one.outcome is NOTHING]
         try:
-            await self._take(batch, results, is_new=self._seems_new(batch))
+            await self._take(batch, results, undecided, is_new=self._seems_new(batch))
             return
         except _Behind:
             self.let_go()
         for pause in backoff(FIRST_PAUSE, LONGEST_PAUSE):
             try:
-                await self._take(batch, results, is_new=False)
+                await self._take(batch, results, undecided, is_new=False)
             except _Behind:
                 self.let_go()
                 await asyncio.sleep(pause)
@@ -252,18 +253,21 @@ class Actor:
         headers = one.message.headers
         return one.step is None and not one.redelivered and runs.SIGNAL not in headers and h.ATTEMPT not in headers
 
-    async def _take(self, batch: list[Arrival], results: list[Entry], *, is_new: bool) -> None:
-        """Journal what has come and what is asked then, and have that done."""
+    async def _take(
+        self, batch: list[Arrival], results: list[Entry], undecided: list[Arrival], *, is_new: bool
+    ) -> None:
+        """Journal what has come and what is asked then, and have that done. Of `undecided`, a result came of the first, as far as that
+        matters: its outcome is still open."""
         self._forget_questions()
         repeated: set[int] = set()
         self._is_fresh = self._journal.state is None
-        for arrival in batch:
+        for arrival in undecided:
             arrival.outcome = NOTHING
+        came_of = (undecided or self._held)[0]
         if self._is_fresh and not is_new:
-            await self._read(self._held[-1])
+            await self._read(came_of)
         for entry in results:
-            if self._live is not None and self._live.takes(entry[2]):
-                self._happened(entry, self._held[-1])
+            self._answered_by(entry, came_of, repeated)
         for arrival in batch:
             self._arrived(arrival, repeated)
         if self._next is not None:
@@ -363,12 +367,13 @@ class Actor:
         if runs.SIGNAL in arrival.message.headers:
             self._signalled(arrival, repeated)
         elif arrival.step is not None:
-            self._answered_by(arrival, arrival.step, repeated)
+            self._answered_by([GOT, time.time(), arrival.step, *answer_of(arrival.message)], arrival, repeated)
         else:
             self._requested(arrival, repeated)
 
-    def _answered_by(self, arrival: Arrival, step: int, repeated: set[int]) -> None:
-        state, live = self._journal.state, self._live
+    def _answered_by(self, entry: Entry, arrival: Arrival, repeated: set[int]) -> None:
+        """A step has an answer, which the arrival has brought, or which came of it."""
+        state, live, step = self._journal.state, self._live, entry[2]
         if state is None:
             self._no_run(arrival)
         elif step < self._journal.begin[4]:  # it was used before the run began anew
@@ -378,7 +383,7 @@ class Actor:
         elif state in (DONE, CANCELLED):
             pass  # nobody waits for it any more
         elif live is None or live.takes(step):
-            self._happened([GOT, time.time(), step, *answer_of(arrival.message)], arrival)
+            self._happened(entry, arrival)
         elif not self._is_fresh:
             raise _Behind
         else:
@@ -405,6 +410,8 @@ class Actor:
             self._note_where_to_reply(arrival.message)
             if arrival.redelivered:  # this attempt may have begun with it
                 self._repeat_all(repeated)
+                if state == FAILING:
+                    arrival.outcome = self._outcome()
             else:
                 self._repeated(arrival, self._journal.began_in, repeated)
 
@@ -434,9 +441,11 @@ class Actor:
         elif state in (DONE, CANCELLED):
             arrival.outcome = endings.is_over(message, self._definition.name, self._journal.end)
         elif name == runs.CANCEL:
-            self._happened([CANCEL, time.time()], arrival)
+            self._happened([CANCEL, time.time(), number], arrival)
             if state != RUNNING:
                 self._journal.add(endings.cancelled())
+            if state == FAILING:  # where it has failed for good, that was its reply
+                arrival.outcome = self._outcome()
         else:
             self._happened([SIGNAL, time.time(), name, *value, number], arrival)
 
@@ -444,11 +453,12 @@ class Actor:
         """What has come is journalled already: what came of it may not have been published."""
         if not self._is_fresh:
             raise _Behind  # another process may have forgotten it for another attempt
-        if chunk == self._journal.chunks or (not arrival.redelivered and chunk in self._published):
-            return
-        self._repeat(chunk, repeated)
-        if chunk == self._journal.chunks - 1 and self._journal.kept_state != RUNNING:
-            arrival.outcome = self._outcome()
+        for one in self._journal.with_what_followed(chunk):
+            if one == self._journal.chunks or (not arrival.redelivered and one in self._published):
+                continue
+            self._repeat(one, repeated)
+            if one == self._journal.ended_in and self._journal.kept_state != RUNNING:
+                arrival.outcome = self._outcome()
 
     def _repeat(self, chunk: int, repeated: set[int]) -> None:
         """Have what was asked for in a chunk done, as it may not have been."""

@@ -93,7 +93,7 @@ class Steps:
                 outcome: tuple[str, Any] = (UNROUTABLE, delays.target(publishing))
                 if isinstance(error, UnencodableError):
                     outcome = ERROR, _told("error", error, delays.target(publishing))
-                answered([GOT, time.time(), question.number, *outcome])
+                answered([GOT, time.time(), question.number, *outcome, True])
             else:
                 await self._bury(publishing, error)
 
@@ -117,7 +117,7 @@ class Steps:
             logger.debug("a step failed", exc_info=error)
             outcome = ERROR, _told("error", error, question.what)
         del self._running[question.number]
-        answered([GOT, time.time(), question.number, *outcome])
+        answered([GOT, time.time(), question.number, *outcome, True])
 
 
 def answer_of(message: Message) -> tuple[str, Any]:

@@ -23,9 +23,11 @@ from tests.stores import PostgresqlServer
 
 RUNS = int(os.environ.get("ACKBACK_RUNS", "100"))
 KILLS = 10
-CUTS = 5
+CUTS = 10
 READERS = 10
 """Runs that begin anew with every page."""
+PACE = 0.1
+"""Seconds, at most, from one request to the next: so runs are at all their steps when something fails."""
 PATIENCE = 60.0
 """Seconds in which no run ends and no target is asked for anything, after which what has not ended has not ended."""
 
@@ -89,13 +91,23 @@ class Clients:
             self.close()
             self._connect()
 
+    def dead_letters(self) -> list[Any]:
+        """What they died of, taken off their queue."""
+        reasons = []
+        while (found := self._channel.basic_get("dead-letters", auto_ack=True))[0]:
+            assert found[1] is not None
+            reasons.append((found[1].headers or {}).get("dead-reason"))
+        return reasons
+
     def collect_until(self, condition: Callable[[], bool], asked: Callable[[], int]) -> None:
         news, since = (-1, -1), time.monotonic()
         while not condition():
             self.collect()
             if (now := (len(self.replies), asked())) != news:
                 news, since = now, time.monotonic()
-            assert time.monotonic() - since < PATIENCE, f"only {len(self.replies)} of {RUNS + READERS} runs have ended"
+            assert time.monotonic() - since < PATIENCE, (
+                f"{sorted(set(range(RUNS + READERS)) - set(self.replies))} of {RUNS + READERS} runs have not ended"
+            )
             time.sleep(0.1)
 
 
@@ -128,6 +140,7 @@ def test_every_run_ends_as_it_would_have(
     try:
         daemons = [stage.daemon(), stage.daemon()]
         for order in range(RUNS):
+            time.sleep(rng.uniform(0, PACE))
             clients.publish(order, order, {}, f"request-{order}")
             for again in range(3 if order % 10 == 0 else 1):
                 clients.publish(order, f"by {order}", {"signal": "approved"}, f"signal-{order}")
@@ -151,6 +164,7 @@ def test_every_run_ends_as_it_would_have(
         )
         for order, replies in clients.replies.items():
             assert [one for one in replies if one != (expected(order) if order < RUNS else ["read"])] == []
+        assert "delivery-limit" not in clients.dead_letters()
         asked = cids_of(ledger)
         assert len(asked) >= RUNS * 7
         items = {

@@ -134,7 +134,7 @@ def something_happens(draw: Callable[[Any], Any], run: Run, number: int) -> Entr
             return [GOT, t, question.number, ERROR, PROBLEM]
         return [GOT, t, question.number, OK, draw(st.integers(0, 9))]
     if what == "cancel":
-        return [CANCEL, t]
+        return [CANCEL, t, ""]
     return [SIGNAL, t, draw(st.sampled_from(NAMES)), OK, number, str(number)]
 
 
