@@ -93,7 +93,7 @@ class Arrivals:
         return Runs(shared, cached)
 
     def _all_intakes(self, callback_queue: str) -> list[Intake]:
-        decide = OwnQueues(self._hosts, lambda name: self._in_place.takes(name), self.invoker)
+        decide = OwnQueues(self._hosts, lambda name: self._in_place.takes(name), self.is_forgiving, self.invoker)
         quarantine_queue = self.invoker.quarantine_queue
         own = (
             (UNDERTAKER, UNDERTAKER_WINDOW, decide.dead, False),
@@ -124,6 +124,10 @@ class Arrivals:
     def forgive(self) -> None:
         """What was in hand is delivered again, and counted as a crash, though this process lives."""
         self._forgiving_until = time.monotonic() + FORGIVING
+
+    def is_forgiving(self) -> bool:
+        """Whether what is counted against a message may be this process's own lost connection."""
+        return time.monotonic() < self._forgiving_until
 
     def give_back_waiting(self, queue: str) -> None:
         """Give back what has been fetched from a service's queue and has not been begun."""
@@ -209,7 +213,7 @@ class Arrivals:
     def _admit(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
         """Have a message handled, or put it into quarantine."""
         name = host.definition.name
-        forgiving = delivery.redelivered and time.monotonic() < self._forgiving_until
+        forgiving = delivery.redelivered and self.is_forgiving()
         if (delivery.redelivered or quarantine.QUARANTINE in message.headers) and quarantine.is_suspect(
             message.headers, name, redelivered=delivery.redelivered, forgiving=forgiving
         ):

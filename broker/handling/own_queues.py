@@ -26,12 +26,21 @@ class ForService(NamedTuple):
 
 
 class OwnQueues:
-    """Decides, a method for each queue. `in_place` says whether a callback may be handled where its reply came in."""
+    """Decides, a method for each queue. `in_place` says whether a callback may be handled where its reply came in, `is_forgiving` whether
+    this process has lost its connection lately."""
 
-    def __init__(self, hosted: Container[str], in_place: Callable[[str], bool], invoker: Invoker) -> None:
+    def __init__(
+        self,
+        hosted: Container[str],
+        in_place: Callable[[str], bool],
+        is_forgiving: Callable[[], bool],
+        invoker: Invoker,
+    ) -> None:
         self._hosted = hosted
         self._in_place = in_place
+        self._is_forgiving = is_forgiving
         self._callback_queue = invoker.callback_queue
+        self._quarantine_queue = invoker.quarantine_queue
         self._chain = invoker.chain
         self._addressed = invoker.addressed
         self._deadlines = invoker.deadlines
@@ -96,9 +105,14 @@ class OwnQueues:
         except InvalidInputError as error:
             return _unreadable(message, error)
         extra = {"cid": message.correlation_id}
+        if quarantine.may_be_innocent(message.headers, forgiving=self._is_forgiving()):
+            logger.info("a message of %r was in hand when the connection was lost: it is put back", name, extra=extra)
+            return quarantine.put_back(message, deliveries, self._quarantine_queue)
         if quarantine.is_convicted(message.headers):
             logger.error(
-                "a message of %r ends the process that handles it: it becomes a dead letter", name, extra=extra
+                "a message of %r ends the process that handles it, or its connection: it becomes a dead letter",
+                name,
+                extra=extra,
             )
             return deaths.convict(message)
         if name in self._hosted:

@@ -175,19 +175,18 @@ class Daemon:
                 await self._abandon()
                 if isinstance(error, ConfigurationError) and not self._was_ready:
                     raise
-                if self._suspects_only:
+                if self._suspects_only and not self._arrivals.is_forgiving():
                     break  # who finds something in quarantine starts another
                 if str(error) != told:
                     told = str(error)
-                    logger.error("%s; trying again until it works", told)
+                    self._tell_of_outage(logging.ERROR, "%s; trying again until it works", told)
                 await asyncio.sleep(next(pauses))
                 continue
             if self._stop.is_set():
                 break  # a cancellation was swallowed meanwhile, and no other will come
             reason = await asyncio.shield(self._connection.lost)
-            if self._suspects_only:
-                break
-            logger.warning("the connection to %s was lost: %s; reconnecting", self._transport.address, reason)
+            lost = "the connection to %s was lost: %s; reconnecting"
+            self._tell_of_outage(logging.WARNING, lost, self._transport.address, reason)
             self._arrivals.forgive()
             if self._flight_recorder is not None:
                 self._flight_recorder.lost(reason)
@@ -226,6 +225,10 @@ class Daemon:
                 told = why
                 logger.warning("%s; waiting until that is done", why)
             await asyncio.sleep(LOOK_AT_MIGRATION)
+
+    def _tell_of_outage(self, level: int, text: str, *told: str) -> None:
+        if not self._suspects_only:  # its parent has
+            logger.log(level, text, *told)
 
     def _tell_ready(self, queues: int) -> None:
         names = sorted(definition.name for definition in self._registry)

@@ -4,8 +4,10 @@ RabbitMQ counts a crash against every message that the process had in hand. What
 queue `ackback.quarantine.<callback queue>`, which processes of their own consume one message at a time (`process/suspects.py`). There
 the neighbours are handled and gone; what kills such a process twice becomes a dead letter.
 
-A lost connection is counted like a crash. A process that has lost its own lately, and lives, forgives one count: it may be that. So does
-every process where RabbitMQ counts as a crash what is only given back (it then has no `x-acquired-count`; docs/guarantees.md).
+A lost connection is counted like a crash. A process that has lost its own lately, and lives, forgives one count: it may be that. In
+quarantine such a process puts the message back, whatever is counted, three times at most: the network may be at fault, or the message,
+as its handler may keep the process from answering RabbitMQ. One count is also forgiven, beside others, where RabbitMQ counts as a crash
+what is only given back (there is no `x-acquired-count` then; docs/guarantees.md).
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ QUARANTINE = "quarantine"
 QUEUE_PREFIX = f"{RESERVED_PREFIX}quarantine."
 ELSEWHERE_AFTER = 1
 CRASHES_IN_QUARANTINE = 2
+LOSSES_IN_QUARANTINE = 3
+LOSSES = "losses"
 
 
 def queue_name(callback_queue: str) -> str:
@@ -51,9 +55,16 @@ def may_be_given_back(headers: Mapping[str, Any], *, redelivered: bool) -> bool:
     return "x-acquired-count" in headers or crashes(headers, redelivered=redelivered) == 0
 
 
+def may_be_innocent(headers: Mapping[str, Any], *, forgiving: bool) -> bool:
+    """Whether a message in quarantine may be there once more only as the network has failed. `forgiving`: this process has lost its
+    connection, and lives."""
+    return forgiving and crashes(headers, redelivered=True) > 0 and _losses(headers) < LOSSES_IN_QUARANTINE
+
+
 def is_convicted(headers: Mapping[str, Any]) -> bool:
-    """Whether a message has killed processes in which it was alone."""
-    return crashes(headers, redelivered=True) >= CRASHES_IN_QUARANTINE
+    """Whether a message has killed processes in which it was alone, or cost them their connection each time."""
+    crashed = crashes(headers, redelivered=True)
+    return crashed >= CRASHES_IN_QUARANTINE or (crashed > 0 and _losses(headers) >= LOSSES_IN_QUARANTINE)
 
 
 def isolated(message: Message, service: str, queue: str, *, is_reply: bool, forgiving: bool) -> Outcome:
@@ -84,6 +95,14 @@ def released(message: Message) -> tuple[str, int, Message]:
     return str(service), deliveries, original
 
 
+def put_back(message: Message, deliveries: int, queue: str) -> Outcome:
+    """Sends a message, delivered so often before it came to the quarantine queue, there once more."""
+    copied = republished(message, is_reply=False)
+    note = _note(message.headers)
+    copied.headers[QUARANTINE] = note | {"deliveries": deliveries + 1, LOSSES: _losses(message.headers) + 1}
+    return Outcome(again=Publishing(queue, copied))
+
+
 def elsewhere(message: Message, service: str) -> Outcome:
     """Sends a quarantined message to its service's own queue, note and all, so that a daemon that hosts it finds it."""
     return Outcome(again=delayed(Publishing(service, republished(message, is_reply=False)), ELSEWHERE_AFTER))
@@ -91,6 +110,11 @@ def elsewhere(message: Message, service: str) -> Outcome:
 
 def _forgiven(headers: Mapping[str, Any], *, forgiving: bool) -> int:
     return 1 if forgiving or "x-acquired-count" not in headers else 0
+
+
+def _losses(headers: Mapping[str, Any]) -> int:
+    losses = _note(headers).get(LOSSES)
+    return losses if type(losses) is int else 0
 
 
 def _note(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pika
 import pytest
 
 from broker import Client
+from broker.protocol.quarantine import QUARANTINE, queue_name
 from tests.integration.conftest import ROOT, Process, dead_letters, wait_until
 from tests.rabbitmq import free_port
 
@@ -290,6 +292,35 @@ def test_a_broker_that_restarts_loses_nothing(start: Start, project: Project, ra
         daemon.wait_for("ready: ", 2)
         ended = lambda: {line.rpartition("CID ")[2] for line in daemon.lines if "slow: end" in line}  # noqa: E731
         wait_until(lambda: len(ended()) == 60)
+    (folder / "config.toml").write_text(f"[broker]\nurl = {json.dumps(rabbitmq_url)}")
+
+
+def test_lost_connections_do_not_make_a_message_in_quarantine_a_culprit(
+    start: Start, project: Project, rabbitmq_url: str
+) -> None:
+    folder = project({"slow.py": SLOW})
+    port = free_port()
+    broker = urlsplit(rabbitmq_url)
+    (folder / "config.toml").write_text(f"[broker]\nurl = '{rabbitmq_url.replace(f':{broker.port}/', f':{port}/')}'")
+    properties = pika.BasicProperties(
+        correlation_id="innocent",
+        content_type="application/json",
+        headers={QUARANTINE: {"service": "slow", "deliveries": 1}},
+    )
+    with Forwarder(port, (broker.hostname, broker.port)) as forwarder:
+        daemon = start("run")
+        daemon.wait_for("ready: ")
+        with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+            connection.channel().basic_publish("", queue_name("callbacks"), b"1", properties)
+        for times in (1, 2):
+            daemon.wait_for("slow: begin", times)
+            forwarder.stop()
+            forwarder.start()
+        daemon.wait_for("slow: begin", 3)
+        daemon.wait_for("slow: end", 3)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.exit_code() == 0
+    assert dead_letters(rabbitmq_url) == []
     (folder / "config.toml").write_text(f"[broker]\nurl = {json.dumps(rabbitmq_url)}")
 
 
