@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ from broker.errors import InvalidInputError
 from broker.handling import endings, responses
 from broker.handling.durable import Again, DurableInvocation
 from broker.handling.invoker import Invoker
-from broker.handling.patience import PatientPublisher
+from broker.handling.settlement import Settlement
 from broker.handling.steps import Steps, answer_of
 from broker.hosting.definition import ServiceDefinition
 from broker.log import handling
@@ -78,21 +78,28 @@ class Workshop:
     invoker: Invoker
     store: Store
     keep: float
-    publisher: PatientPublisher
+    settlement: Settlement
     run_in_thread: Callable[..., asyncio.Future[Any]]
-    file: Callable[[Publishing], Awaitable[None]]
 
 
-class Arrival:
+class Event:
+    """Something that takes a run further: a message, or what a function has returned. `outcome` is what is to be published where the run,
+    or its attempt, has ended by it."""
+
+    def __init__(self, *, redelivered: bool = False) -> None:
+        self.redelivered = redelivered
+        self.outcome: Outcome = NOTHING
+
+
+class Arrival(Event):
     """A message for a run; `step` is the one that it answers, None for a request or signal. `settled` has what is to be published before it
     is acknowledged."""
 
     def __init__(self, message: Message, step: int | None, *, redelivered: bool, is_reply: bool) -> None:
+        super().__init__(redelivered=redelivered or COMES_AGAIN in message.headers)
         self.message = message
         self.step = step
-        self.redelivered = redelivered or COMES_AGAIN in message.headers
         self.is_reply = is_reply
-        self.outcome: Outcome = NOTHING
         self.settled: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
 
@@ -126,13 +133,13 @@ class Actor:
         self.run_id = run_id
         self._told = told
         self._rest = rest
-        self._steps = Steps(workshop.publisher, workshop.file, workshop.run_in_thread, definition.name, run_id)
+        self._steps = Steps(workshop.settlement, workshop.run_in_thread, definition.name, run_id)
         self._journal = Journal()
         self._live: Run | None = None
         self._request = Message()
         self._is_fresh = False
         self._asked: list[tuple[Run, Question]] = []
-        self._next: tuple[Run, Again, Arrival] | None = None
+        self._next: tuple[Run, Again, Event] | None = None
         """The run is to begin anew, with this, once all that it has asked for is published."""
         self._published: set[int] = set()
         """The chunks whose questions this process knows to be published."""
@@ -229,15 +236,14 @@ class Actor:
         return Outcome(again=delayed(Publishing(self._definition.name, message), seconds))
 
     async def _take_until_taken(self, batch: list[Arrival], results: list[Entry]) -> None:
-        undecided = [one for one in self._held if one.outcome is NOTHING]
         try:
-            await self._take(batch, results, undecided, is_new=self._seems_new(batch))
+            await self._take(batch, results, is_new=self._seems_new(batch))
             return
         except _Behind:
             self.let_go()
         for pause in backoff(FIRST_PAUSE, LONGEST_PAUSE):
             try:
-                await self._take(batch, results, undecided, is_new=False)
+                await self._take(batch, results, is_new=False)
             except _Behind:
                 self.let_go()
                 await asyncio.sleep(pause)
@@ -253,21 +259,18 @@ class Actor:
         headers = one.message.headers
         return one.step is None and not one.redelivered and runs.SIGNAL not in headers and h.ATTEMPT not in headers
 
-    async def _take(
-        self, batch: list[Arrival], results: list[Entry], undecided: list[Arrival], *, is_new: bool
-    ) -> None:
-        """Journal what has come and what is asked then, and have that done. Of `undecided`, a result came of the first, as far as that
-        matters: its outcome is still open."""
+    async def _take(self, batch: list[Arrival], results: list[Entry], *, is_new: bool) -> None:
+        """Journal what has come and what is asked then, and have that done."""
         self._forget_questions()
         repeated: set[int] = set()
+        by_itself = Event()
         self._is_fresh = self._journal.state is None
-        for arrival in undecided:
+        for arrival in batch:
             arrival.outcome = NOTHING
-        came_of = (undecided or self._held)[0]
         if self._is_fresh and not is_new:
-            await self._read(came_of)
+            await self._read(by_itself)
         for entry in results:
-            self._answered_by(entry, came_of, repeated)
+            self._answered_by(entry, by_itself, repeated)
         for arrival in batch:
             self._arrived(arrival, repeated)
         if self._next is not None:
@@ -278,6 +281,9 @@ class Actor:
             self._begin_anew(*self._next)
             await self._note_and_do(set())
             await self._workshop.store.drop(self.run_id, self._journal.began_in)
+        if by_itself.outcome is not NOTHING:
+            # Now, as the messages in hand are acknowledged one by one, and their connection may be lost already.
+            await self._workshop.settlement.publish(by_itself.outcome, self._request)
         if self._journal.state != RUNNING and self._live is not None:
             self._live.abandon()
             self._live = None
@@ -316,20 +322,20 @@ class Actor:
             return None
         return live
 
-    async def _read(self, arrival: Arrival) -> None:
+    async def _read(self, event: Event) -> None:
         self._journal = Journal.of(await self._workshop.store.read(self.run_id))
         if self._journal.state is not None:
             self._request = archive.loads(self._journal.begin[3])
             if (repeat := self._journal.repeat) is not None:
                 self._request.reply_to = repeat[2]
         if self._journal.state == RUNNING:
-            self._replay(arrival)
+            self._replay(event)
 
-    def _replay(self, arrival: Arrival) -> None:
+    def _replay(self, event: Event) -> None:
         """Bring the handler to where the journal is."""
         live = self._live = self._new_run()
         entries = self._journal.entries[1:]
-        self._go_through(lambda: live.replay(entries), arrival)
+        self._go_through(lambda: live.replay(entries), event)
 
     def _new_run(self) -> Run:
         begin = self._journal.begin
@@ -367,27 +373,29 @@ class Actor:
         if runs.SIGNAL in arrival.message.headers:
             self._signalled(arrival, repeated)
         elif arrival.step is not None:
-            self._answered_by([GOT, time.time(), arrival.step, *answer_of(arrival.message)], arrival, repeated)
+            if not self._answered_by([GOT, time.time(), arrival.step, *answer_of(arrival.message)], arrival, repeated):
+                self._no_run(arrival)
         else:
             self._requested(arrival, repeated)
 
-    def _answered_by(self, entry: Entry, arrival: Arrival, repeated: set[int]) -> None:
-        """A step has an answer, which the arrival has brought, or which came of it."""
+    def _answered_by(self, entry: Entry, event: Event, repeated: set[int]) -> bool:
+        """A step has an answer; False if there is no such step."""
         state, live, step = self._journal.state, self._live, entry[2]
         if state is None:
-            self._no_run(arrival)
-        elif step < self._journal.begin[4]:  # it was used before the run began anew
-            self._repeated(arrival, self._journal.began_in, repeated)
+            return False
+        if step < self._journal.begin[4]:  # it was used before the run began anew
+            self._repeated(event, self._journal.began_in, repeated)
         elif (chunk := self._journal.chunk_of(step)) is not None:
-            self._repeated(arrival, chunk, repeated)
+            self._repeated(event, chunk, repeated)
         elif state in (DONE, CANCELLED):
             pass  # nobody waits for it any more
         elif live is None or live.takes(step):
-            self._happened(entry, arrival)
+            self._happened(entry, event)
         elif not self._is_fresh:
             raise _Behind
         else:
-            self._no_run(arrival)
+            return False
+        return True
 
     def _requested(self, arrival: Arrival, repeated: set[int]) -> None:
         state, attempt = self._journal.state, arrival.message.headers.get(h.ATTEMPT, 1)
@@ -449,16 +457,18 @@ class Actor:
         else:
             self._happened([SIGNAL, time.time(), name, *value, number], arrival)
 
-    def _repeated(self, arrival: Arrival, chunk: int, repeated: set[int]) -> None:
+    def _repeated(self, event: Event, chunk: int, repeated: set[int]) -> None:
         """What has come is journalled already: what came of it may not have been published."""
         if not self._is_fresh:
             raise _Behind  # another process may have forgotten it for another attempt
         for one in self._journal.with_what_followed(chunk):
-            if one == self._journal.chunks or (not arrival.redelivered and one in self._published):
+            is_under_way = one == self._journal.chunks
+            if not event.redelivered and (is_under_way or one in self._published):
                 continue
-            self._repeat(one, repeated)
-            if one == self._journal.ended_in and self._journal.kept_state != RUNNING:
-                arrival.outcome = self._outcome()
+            if not is_under_way:
+                self._repeat(one, repeated)
+            if one == self._journal.ended_in and self._journal.state != RUNNING:
+                event.outcome = self._outcome()
 
     def _repeat(self, chunk: int, repeated: set[int]) -> None:
         """Have what was asked for in a chunk done, as it may not have been."""
@@ -481,11 +491,11 @@ class Actor:
             return
         arrival.outcome = endings.no_run(message, self._definition.name)
 
-    def _begin(self, first: int, arrival: Arrival) -> None:
+    def _begin(self, first: int, event: Event) -> None:
         kept, journal = archive.dumps(self._request), self._journal
         journal.add([BEGIN, time.time(), self._definition.name, kept, first, journal.chunks, journal.last_signals])
         live = self._live = self._new_run()
-        self._go_through(live.begin, arrival)
+        self._go_through(live.begin, event)
 
     def _try_again(self, attempt: int, forgotten: list[int], arrival: Arrival) -> None:
         self._note_where_to_reply(arrival.message)
@@ -493,13 +503,13 @@ class Actor:
         self._again.update(forgotten)
         self._replay(arrival)
 
-    def _happened(self, entry: Entry, arrival: Arrival) -> None:
+    def _happened(self, entry: Entry, event: Event) -> None:
         """Go on with what has come. If no attempt is under way, it is kept for the next."""
         self._journal.add(entry)
         if (live := self._live) is not None and self._journal.state == RUNNING:
-            self._go_through(lambda: live.feed(entry), arrival)
+            self._go_through(lambda: live.feed(entry), event)
 
-    def _go_through(self, action: Callable[[], None], arrival: Arrival) -> None:
+    def _go_through(self, action: Callable[[], None], event: Event) -> None:
         """Have the handler go on, and note what it asks for, and how it ends."""
         live = self._live
         assert live is not None
@@ -510,7 +520,7 @@ class Actor:
         except (ChangedError, NeverWaitsError, TooLongError) as error:
             live.abandon()
             self._live = None
-            self._died("changed" if isinstance(error, ChangedError) else "error", error, arrival)
+            self._died("changed" if isinstance(error, ChangedError) else "error", error, event)
             return
         for question in live.questions[self._journal.asked :]:
             self._journal.add(question.entry)
@@ -518,49 +528,49 @@ class Actor:
         for number in live.left():
             self._journal.add([LEFT, time.time(), number])
         if live.is_done:
-            self._ended(live, arrival)
+            self._ended(live, event)
 
-    def _ended(self, live: Run, arrival: Arrival) -> None:
+    def _ended(self, live: Run, event: Event) -> None:
         try:
             result = live.task.result()
             if isinstance(result, Again):
                 if not self._journal.has_gone_on:
                     raise RuntimeError("`again` without having waited for anything: that has no end")
-                self._next = live, result, arrival
+                self._next = live, result, event
                 return
             body, content_type, headers = responses.encoded(self._definition, result)
         except asyncio.CancelledError:
             self._journal.add(endings.cancelled())
         except BaseException as error:
-            self._failed(responses.failure_in(error), live, arrival)
+            self._failed(responses.failure_in(error), live, event)
             return
         else:
             self._journal.add(endings.done(body, content_type, headers))
-        arrival.outcome = self._outcome()
+        event.outcome = self._outcome()
 
-    def _begin_anew(self, live: Run, again: Again, arrival: Arrival) -> None:
+    def _begin_anew(self, live: Run, again: Again, event: Event) -> None:
         self._next = None
         body, content_type, _ = responses.encoded(self._definition, Reply(again.payload))
         request = copy(self._request)
         request.body, request.content_type = body, content_type
         self._request = request
         live.abandon()
-        self._begin(live.next_number, arrival)
+        self._begin(live.next_number, event)
         for name, outcome, value in live.signals_left:
             if self._journal.state == RUNNING:
-                self._happened([SIGNAL, time.time(), name, outcome, value, ""], arrival)
+                self._happened([SIGNAL, time.time(), name, outcome, value, ""], event)
 
-    def _failed(self, error: Exception, live: Run, arrival: Arrival) -> None:
+    def _failed(self, error: Exception, live: Run, event: Event) -> None:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
         step, last = live.step_that_raised(error), self._journal.last_answer()
         attempt = self._told_in_log()
         self._journal.add(endings.failed(self._definition, self._request, attempt, error, step, is_last=step == last))
-        arrival.outcome = self._outcome()
+        event.outcome = self._outcome()
 
-    def _died(self, reason: str, error: Exception, arrival: Arrival) -> None:
+    def _died(self, reason: str, error: Exception, event: Event) -> None:
         self._journal.add(endings.died(self._definition.name, self._told_in_log(), reason, error))
-        arrival.outcome = self._outcome()
+        event.outcome = self._outcome()
 
     def _told_in_log(self) -> int:
         """Have what is logged now say which run it is of; returns the attempt."""

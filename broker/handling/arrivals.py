@@ -89,7 +89,7 @@ class Arrivals:
 
     def _all_runs(self, store: Store, keep: float, cached: int) -> Runs:
         settlement = self._settlement
-        shared = Workshop(self.invoker, store, keep, settlement.publisher, self._threads.run, settlement.file)
+        shared = Workshop(self.invoker, store, keep, settlement, self._threads.run)
         return Runs(shared, cached)
 
     def _all_intakes(self, callback_queue: str) -> list[Intake]:

@@ -20,7 +20,7 @@ from broker.handling.patience import PatientPublisher
 from broker.log import logger
 from broker.protocol import callbacks, delays
 from broker.protocol import headers as h
-from broker.protocol.message import Publishing
+from broker.protocol.message import Message, Publishing
 from broker.protocol.outcomes import NOTHING, Outcome, dead_letter, failure, filed, stripped
 from broker.protocol.problems import problem
 from broker.transport.interface import Delivery
@@ -85,7 +85,9 @@ class Settlement:
 
     async def _settle_waiting(self, outcome: Outcome, delivery: Delivery) -> None:
         try:
-            await self._publish(outcome, delivery)
+            if not delivery.live:
+                raise ConnectionLostError("the delivery was lost with its connection")
+            await self.publish(outcome, delivery.message)
             self._acknowledge(delivery)
         except BaseException as error:
             await self.fail(delivery, error)
@@ -99,20 +101,22 @@ class Settlement:
         else:
             self._acknowledge(delivery)
 
-    async def _publish(self, outcome: Outcome, delivery: Delivery) -> None:
-        """Publish all of an outcome, and wait until it is confirmed."""
-        if not delivery.live:
-            raise ConnectionLostError("the delivery was lost with its connection")
-        publishing = [self._forward(one, delivery) for one in outcome.forwards]
+    async def publish(self, outcome: Outcome, message: Message) -> None:
+        """Publish all of a message's outcome, and wait until it is confirmed.
+
+        Raises:
+            ConnectionLostError: the connection ended first.
+        """
+        publishing = [self._forward(one, message) for one in outcome.forwards]
         if outcome.dead is not None:
             publishing.append(self.file(outcome.dead))
         if outcome.reply is not None:
             publishing.append(self._reply(outcome.reply, outcome.refused))
         if outcome.again is not None:
-            publishing.append(self._publish_again(outcome.again, outcome.refused, delivery))
+            publishing.append(self._publish_again(outcome.again, outcome.refused, message))
         await asyncio.gather(*publishing)
 
-    async def _publish_again(self, publishing: Publishing, refused: int, delivery: Delivery) -> None:
+    async def _publish_again(self, publishing: Publishing, refused: int, message: Message) -> None:
         """Send a message to be handled once more; one that cannot be sent ends as a dead letter."""
         try:
             if publishing.exchange == "" and self._invoker.hosts(publishing.routing_key):
@@ -125,8 +129,8 @@ class Settlement:
             name = delays.target(publishing)
             attempt = publishing.message.headers.get(h.ATTEMPT, 1)
             told = problem(reason, type(error).__name__, f"it cannot be handled again: {error}", name, attempt)
-            original = delivery.message if publishing.exchange else publishing.message
-            await self._publish(failure(original, reason, told), delivery)
+            original = message if publishing.exchange else publishing.message
+            await self.publish(failure(original, reason, told), message)
 
     async def _reply(self, publishing: Publishing, refused: int) -> None:
         """A reply to a queue of ours is never dropped; one to a client that is gone is, unless it asks for a callback."""
@@ -156,7 +160,7 @@ class Settlement:
         error = problem("unroutable", "Unroutable reply", detail, str(message.headers.get(h.SERVICE, "")))
         await self.file(dead_letter(message, "unroutable", error, queue=queue))
 
-    async def _forward(self, publishing: Publishing, delivery: Delivery) -> None:
+    async def _forward(self, publishing: Publishing, message: Message) -> None:
         name = publishing.routing_key
         if name in self._invoker.registry:
             await self._publish_own(publishing)
@@ -170,7 +174,7 @@ class Settlement:
             logger.warning(
                 "%s; its reply becomes a dead letter", detail, extra={"cid": publishing.message.correlation_id}
             )
-            reply = callbacks.by_address(delivery.message, self._invoker.callback_queue)
+            reply = callbacks.by_address(message, self._invoker.callback_queue)
             outcome = callbacks.no_callback(reply, detail, name)
             assert outcome.dead is not None
             await self.file(outcome.dead)

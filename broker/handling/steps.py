@@ -7,7 +7,7 @@ import inspect
 import json
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -16,7 +16,7 @@ from broker.durable import journal
 from broker.durable.journal import ERROR, GOT, OK, UNROUTABLE, Entry
 from broker.durable.run import CALL, INVOKE, STEP, TIMER, Question
 from broker.errors import InvalidInputError, UnencodableError, UnroutableError
-from broker.handling.patience import PatientPublisher
+from broker.handling.settlement import Settlement
 from broker.log import logger
 from broker.protocol import bodies, delays, problems
 from broker.protocol import headers as h
@@ -30,18 +30,17 @@ Answered = Callable[[Entry], None]
 
 
 class Steps:
-    """The steps of one run. `file` files a dead letter."""
+    """The steps of one run."""
 
     def __init__(
         self,
-        publisher: PatientPublisher,
-        file: Callable[[Publishing], Awaitable[None]],
+        settlement: Settlement,
         run_in_thread: Callable[..., asyncio.Future[Any]],
         service: str,
         run_id: str,
     ) -> None:
-        self._publisher = publisher
-        self._file = file
+        self._publisher = settlement.publisher
+        self._file = settlement.file
         self._run_in_thread = run_in_thread
         self._service = service
         self._run_id = run_id
