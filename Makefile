@@ -6,7 +6,7 @@ CONTRACT ?= tests/contract tests/integration/test_migrate.py
 PROCESSES := $(if $(AMQP_URL),0,5)
 PYTEST = pytest -n $(PROCESSES)
 TESTS = tests/unit tests/contract tests/integration tests/web tests/faults
-LONG = tests/unit/test_durable.py tests/faults/test_durable.py tests/faults/test_schedules.py
+LONG = tests/unit/test_durable.py tests/contract/test_cuts.py tests/faults/test_durable.py tests/faults/test_schedules.py
 MINUTES ?= 30
 SEED ?= 1
 # Lint beside the second virtual environment.

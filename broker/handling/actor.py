@@ -406,6 +406,8 @@ class Actor:
             self._request.expiration = None  # it has come in time
             self._begin(0, arrival)
         elif state == FAILING and attempt == self._journal.end[2] + 1:
+            if arrival.redelivered:  # it may have begun the run anew, and this attempt be another's
+                self._repeat_all(repeated)
             self._try_again(attempt, [], arrival)
         elif state == DIED and not arrival.redelivered:
             step = self._journal.end[6]

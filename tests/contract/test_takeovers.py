@@ -21,6 +21,8 @@ from broker.protocol.message import Message
 from broker.transport.memory import MemoryBroker
 from tests.support import Inbox, Running, run, running, unique, until
 
+pytestmark = pytest.mark.embedded
+
 
 class Process:
     """A daemon, and who gets the replies there."""
@@ -31,9 +33,11 @@ class Process:
         self._inbox = inbox
         self._durable = durable
 
-    async def request(self, cid: str, *, again: bool = False, to_reply_to: Process | None = None) -> None:
+    async def request(
+        self, cid: str, *, again: bool = False, to_reply_to: Process | None = None, attempt: int = 1
+    ) -> None:
         reply_to = (to_reply_to or self)._inbox.queue
-        await self._publish(Message(b"1", correlation_id=cid, reply_to=reply_to), again)
+        await self._publish(Message(b"1", {"attempt": attempt}, correlation_id=cid, reply_to=reply_to), again)
 
     async def signal(self, cid: str, name: str, *, again: bool = False) -> None:
         await self._publish(Message(b"1", {"signal": name}, correlation_id=cid, message_id=name), again)
@@ -378,6 +382,30 @@ def test_what_a_function_returns_after_its_attempt_has_failed_is_there_for_the_n
             may_return.set()
             assert await process.answer() == [7]
         assert len(running_functions) == 1
+
+    run(test())
+
+
+def test_what_an_attempt_that_began_a_run_anew_has_asked_for_is_asked_for_again_with_it(processes: Processes) -> None:
+    async def handle(self: Any, page: int) -> Any:
+        if page == 2:
+            self.invoke_async(processes.sink, "of page 2")
+            raise ValueError("not yet")
+        await self.wait_for("go")
+        if self.request.attempt == 1:
+            raise ValueError("not yet")
+        return self.again(2)
+
+    async def test() -> None:
+        async with processes.another(handle, IN_AN_HOUR) as first, processes.another(handle, IN_AN_HOUR) as second:
+            await first.request(processes.cid)
+            await first.signal(processes.cid, "go")
+            await first.next_attempt(processes.cid)
+            await first.request(processes.cid, attempt=2)
+            await until(lambda: processes.sunk)
+            await second.request(processes.cid, attempt=2, again=True)
+            await until(lambda: len(processes.sunk) == 2)
+        assert len(set(processes.sunk)) == 1
 
     run(test())
 
