@@ -23,7 +23,7 @@ from broker.protocol.queues import DUE
 from broker.transport.memory import MemoryBroker
 from tests.support import Inbox, Running, running, unique, until
 
-EXAMPLES = int(os.environ.get("ACKBACK_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("ACKBACK_EXAMPLES", "40"))
 pytestmark = pytest.mark.embedded
 LOST, UNCONFIRMED, ELSEWHERE = "lost", "unconfirmed", "elsewhere"
 """What becomes of what is published as the connections end: it does not arrive; it arrives, and nobody hears of it; it arrives, as only the
