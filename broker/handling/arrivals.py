@@ -132,10 +132,11 @@ class Arrivals:
     def give_back_waiting(self, queue: str) -> None:
         """Give back what has been fetched from a service's queue and has not been begun."""
         if host := self._hosts.get(queue):
-            for delivery in host.take_back(
-                lambda one, message: quarantine.may_be_given_back(message.headers, redelivered=one.redelivered)
-            ):
+            for delivery in host.take_back(lambda one, _: _may_be_given_back(one)):
                 self._settlement.give_back(delivery)
+            for delivery in host.take_back(lambda one, _: self._in_hand[one].queue == queue):
+                copied = quarantine.given_back(delivery.message, queue, redelivered=delivery.redelivered)
+                self._settlement.settle(copied, delivery)
 
     def forget_lost(self) -> None:
         """The connection is lost: begin nothing that the broker delivers again."""
@@ -230,6 +231,13 @@ class Arrivals:
         else:
             host.admit(delivery, message, headers)
 
+    def _comes_again(self, delivery: Delivery, message: Message) -> bool:
+        # What is in quarantine was delivered before, though not from there.
+        return (
+            quarantine.comes_again(message.headers, redelivered=delivery.redelivered)
+            or self._in_hand[delivery].queue == self.invoker.quarantine_queue
+        )
+
     def _begin(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
         if headers is not None:
             self._in_place.begin(delivery, host)
@@ -242,8 +250,9 @@ class Arrivals:
             elif self._once is not None and host.definition.idempotent:
                 outcome = await self._handle_once(self._once, host, delivery, message, headers)
             else:
+                redelivered = self._comes_again(delivery, message)
                 outcome = await self._dispatcher.dispatch(
-                    host.definition, message, host.release, redelivered=delivery.redelivered, reply_headers=headers
+                    host.definition, message, host.release, redelivered=redelivered, reply_headers=headers
                 )
             self._settlement.settle(outcome, delivery)
         except BaseException as error:
@@ -252,8 +261,7 @@ class Arrivals:
     async def _go_on_with_run(
         self, runs: Runs, host: Host, delivery: Delivery, message: Message, *, is_reply: bool
     ) -> Outcome:
-        # What is in quarantine was delivered before, though not from there.
-        redelivered = delivery.redelivered or self._in_hand[delivery].queue == self.invoker.quarantine_queue
+        redelivered = self._comes_again(delivery, message)
         try:
             return await runs.handle(host.definition, message, redelivered=redelivered, is_reply=is_reply)
         finally:
@@ -263,10 +271,15 @@ class Arrivals:
         self, once: Once, host: Host, delivery: Delivery, message: Message, headers: Headers | None
     ) -> Outcome:
         """As `dispatch`, but that what is kept for the message is its outcome; its slot is held until that is known."""
+        redelivered = self._comes_again(delivery, message)
         dispatching = self._dispatcher.dispatch(
-            host.definition, message, lambda: None, redelivered=delivery.redelivered, reply_headers=headers
+            host.definition, message, lambda: None, redelivered=redelivered, reply_headers=headers
         )
         try:
             return await once.run(host.definition.name, message, dispatching, is_reply=headers is not None)
         finally:
             host.release()
+
+
+def _may_be_given_back(delivery: Delivery) -> bool:
+    return quarantine.may_be_given_back(delivery.message.headers, redelivered=delivery.redelivered)

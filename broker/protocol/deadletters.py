@@ -16,13 +16,13 @@ from broker.protocol import headers as h
 from broker.protocol.message import Message, Publishing
 from broker.protocol.names import name_problem
 from broker.protocol.outcomes import (
-    BROKERS_NOTES,
     DEAD_AT,
     DEAD_ATTEMPTS,
     DEAD_ERROR,
     DEAD_ORIGINAL,
     DEAD_REASON,
     DEAD_SERVICE,
+    NOTES_ON_DELIVERIES,
 )
 
 REASONS = ("error", "rejected", "invalid", "expired", "delivery-limit", "no-callback", "unroutable", "too-large")
@@ -72,7 +72,7 @@ class DeadLetter:
 
     @classmethod
     def of(cls, message: Message) -> DeadLetter:
-        headers = {k: v for k, v in message.headers.items() if k not in BROKERS_NOTES}
+        headers = {k: v for k, v in message.headers.items() if k not in NOTES_ON_DELIVERIES}
         attempts = headers.get(DEAD_ATTEMPTS)
         return cls(
             message.correlation_id or "",

@@ -26,8 +26,10 @@ MAX_TRACEBACK = 8 * 1024
 
 # By these RabbitMQ routes a message to further queues; publishing them again would send further copies.
 _SENDER_SELECTED = ("CC", "BCC")
-# The broker's own notes on an earlier life of the message.
-BROKERS_NOTES = ("x-delivery-count", "x-acquired-count")
+GIVEN_BACK = "given-back"
+"""The header of what was given back to its queue as a copy: what RabbitMQ had counted against it."""
+# On an earlier life of the message.
+NOTES_ON_DELIVERIES = ("x-delivery-count", "x-acquired-count", GIVEN_BACK)
 
 
 class Outcome(NamedTuple):
@@ -76,7 +78,7 @@ def dead_letter(
     `dead-original`, and so is the `queue` that it was for, where that is not its service's.
     """
     dead = copy(message)
-    dead.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *BROKERS_NOTES)}
+    dead.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *NOTES_ON_DELIVERIES)}
     original = {k: message.headers[k] for k in _SENDER_SELECTED if k in message.headers}
     if message.expiration is not None:
         original["expiration"] = str(message.expiration)
@@ -135,7 +137,7 @@ def retried(
 def republished(message: Message, *, is_reply: bool) -> Message:
     """A copy that may be published to a queue of our own; a reply is marked as one, as anything else on a service's queue is a request."""
     copied = copy(message)
-    copied.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *BROKERS_NOTES)}
+    copied.headers = {k: v for k, v in message.headers.items() if k not in (*_SENDER_SELECTED, *NOTES_ON_DELIVERIES)}
     if is_reply:
         copied.headers.setdefault(h.STATUS, h.OK)
     copied.user_id = None

@@ -6,8 +6,9 @@ the neighbours are handled and gone; what kills such a process twice becomes a d
 
 A lost connection is counted like a crash. A process that has lost its own lately, and lives, forgives one count: it may be that. In
 quarantine such a process puts the message back, whatever is counted, three times at most: the network may be at fault, or the message,
-as its handler may keep the process from answering RabbitMQ. One count is also forgiven, beside others, where RabbitMQ counts as a crash
-what is only given back (there is no `x-acquired-count` then; docs/guarantees.md).
+as its handler may keep the process from answering RabbitMQ. Where RabbitMQ counts as a crash what is only given back (there is no
+`x-acquired-count` then; docs/guarantees.md), one count is also forgiven, beside others, and what has a count already is given back
+as a copy, which says so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from broker.protocol.cids import new_cid
 from broker.protocol.delays import delayed
 from broker.protocol.message import Message, Publishing
 from broker.protocol.names import RESERVED_PREFIX, name_problem
-from broker.protocol.outcomes import Outcome, republished
+from broker.protocol.outcomes import GIVEN_BACK, Outcome, republished
 
 QUARANTINE = "quarantine"
 QUEUE_PREFIX = f"{RESERVED_PREFIX}quarantine."
@@ -35,10 +36,16 @@ def queue_name(callback_queue: str) -> str:
     return QUEUE_PREFIX + callback_queue
 
 
+def comes_again(headers: Mapping[str, Any], *, redelivered: bool) -> bool:
+    """Whether a message was delivered before, be it as the message that this one is a copy of."""
+    return redelivered or GIVEN_BACK in headers
+
+
 def crashes(headers: Mapping[str, Any], *, redelivered: bool) -> int:
-    """What RabbitMQ has counted against a message. Nothing on its first delivery: anybody can set the header."""
-    count = headers.get("x-delivery-count") if redelivered else None
-    return count if type(count) is int else 0
+    """What RabbitMQ has counted against a message. Nothing on its first delivery: anybody can set that header."""
+    if not comes_again(headers, redelivered=redelivered):
+        return 0
+    return _number(headers, "x-delivery-count") + _number(headers, GIVEN_BACK)
 
 
 def is_suspect(headers: Mapping[str, Any], service: str, *, redelivered: bool, forgiving: bool) -> bool:
@@ -51,8 +58,18 @@ def is_suspect(headers: Mapping[str, Any], service: str, *, redelivered: bool, f
 
 
 def may_be_given_back(headers: Mapping[str, Any], *, redelivered: bool) -> bool:
-    """Whether a message may be given back to its queue without becoming a suspect by that."""
+    """Whether a message may be given back to its queue by RabbitMQ without becoming a suspect by that."""
     return "x-acquired-count" in headers or crashes(headers, redelivered=redelivered) == 0
+
+
+def given_back(message: Message, queue: str, *, redelivered: bool) -> Outcome:
+    """Gives a message back to the queue of its service as a copy, with what is counted against it, so that nothing more is.
+
+    Its expiration begins anew, as nobody knows how long it has been in its queue.
+    """
+    copied = republished(message, is_reply=False)
+    copied.headers[GIVEN_BACK] = crashes(message.headers, redelivered=redelivered)
+    return Outcome(again=Publishing(queue, copied))
 
 
 def may_be_innocent(headers: Mapping[str, Any], *, forgiving: bool) -> bool:
@@ -113,8 +130,12 @@ def _forgiven(headers: Mapping[str, Any], *, forgiving: bool) -> int:
 
 
 def _losses(headers: Mapping[str, Any]) -> int:
-    losses = _note(headers).get(LOSSES)
-    return losses if type(losses) is int else 0
+    return _number(_note(headers), LOSSES)
+
+
+def _number(headers: Mapping[str, Any], name: str) -> int:
+    value = headers.get(name)
+    return value if type(value) is int else 0
 
 
 def _note(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from broker import Service
 from broker.protocol.message import Message, Publishing
 from broker.protocol.queues import own_queue
-from broker.transport.interface import Transport
+from broker.transport.interface import Delivery, Transport
 from tests.support import named, run, running, unique, until
 
 
@@ -20,6 +20,7 @@ class Watched(Service):
     hangs: asyncio.Event | None = None
     where = ""
     begun: list[str]
+    redelivered: list[bytes]
     running = 0
     most = 0
 
@@ -28,6 +29,8 @@ class Watched(Service):
         cls.running += 1
         cls.most = max(cls.most, cls.running)
         cls.begun.append(cls.where)
+        if self.request.redelivered:
+            cls.redelivered.append(self.request.raw)
         if cls.seconds:
             await asyncio.sleep(cls.seconds)
         if cls.hangs:
@@ -37,10 +40,9 @@ class Watched(Service):
 
 def two(name: str, **attributes: Any) -> tuple[Any, Any]:
     """The same service as two daemons host it."""
-    begun: list[str] = []
+    shared: dict[str, Any] = {"name": name, "begun": [], "redelivered": [], **attributes}
     return tuple(
-        type(Watched.__name__, (named(name, Watched),), {"name": name, "where": where, "begun": begun, **attributes})
-        for where in ("first", "second")
+        type(Watched.__name__, (named(name, Watched),), {"where": where, **shared}) for where in ("first", "second")
     )
 
 
@@ -85,6 +87,35 @@ def test_what_waits_behind_a_service_that_hangs_is_begun_elsewhere(transport: Tr
                 await asyncio.gather(*(one.publish(first.name, Message()) for _ in range(300)))
                 await until(lambda: len(first.begun) == begun + 300)  # and the first has finished none of them
                 assert first.begun[begun:].count("first") == first.most == 2
+                first.hangs.set()
+
+    run(test())
+
+
+def test_what_has_been_given_back_before_is_begun_elsewhere_too(transport: Transport) -> None:
+    """RabbitMQ 3 counts as a crash what is given back: that must neither hold a message where it waits, nor make it a suspect."""
+    first, second = two(unique("returning"))
+    bodies = [b"%d" % number for number in range(3000)]
+
+    async def test() -> None:
+        beside = await transport.connect()
+        await beside.declare(own_queue(first.name))
+        await asyncio.gather(*(beside.publish(Publishing(first.name, Message(body))) for body in bodies))
+        fetched: list[Delivery] = []
+        consumer = await beside.consume(first.name, len(bodies), fetched.append, lambda reason: None)
+        await until(lambda: len(fetched) == len(bodies))
+        await consumer.pause()
+        for delivery in fetched:
+            delivery.requeue()
+        await beside.close()
+        async with running(transport, first):
+            await until(lambda: len(first.begun) >= 1000)  # of which it has many in hand now
+            first.hangs = asyncio.Event()
+            begun = len(first.begun)
+            async with running(transport, second):
+                await until(lambda: len(first.begun) == len(bodies))
+                assert first.begun[begun:].count("first") <= 2
+                assert sorted(first.redelivered) == sorted(bodies)
                 first.hangs.set()
 
     run(test())

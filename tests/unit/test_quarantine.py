@@ -30,3 +30,26 @@ def test_a_process_that_dies_while_it_hands_a_suspect_over_has_not_handled_it(
 def test_where_given_back_counts_as_a_crash_one_is_forgiven() -> None:
     assert not quarantine.is_suspect(counted(1, rabbitmq_4=False).headers, "s", redelivered=True, forgiving=False)
     assert quarantine.is_suspect(counted(2, rabbitmq_4=False).headers, "s", redelivered=True, forgiving=False)
+
+
+def test_a_copy_that_is_given_back_keeps_what_is_counted_and_adds_nothing() -> None:
+    first = counted(1, rabbitmq_4=False)
+    for redelivered in (True, False, False):  # RabbitMQ knows nothing of what its copies were
+        assert not quarantine.may_be_given_back(first.headers, redelivered=redelivered)
+        copied = quarantine.given_back(first, "s", redelivered=redelivered).again
+        assert copied is not None and copied.routing_key == "s"
+        first = copied.message
+        assert quarantine.comes_again(first.headers, redelivered=False)
+        assert not quarantine.is_suspect(first.headers, "s", redelivered=False, forgiving=False)
+    crashed = Message(headers=first.headers | {"x-delivery-count": 1})
+    assert quarantine.is_suspect(crashed.headers, "s", redelivered=True, forgiving=False)
+    isolated = quarantine.isolated(crashed, "s", "q", is_reply=False, forgiving=False).again
+    assert isolated is not None
+    service, deliveries, released = quarantine.released(isolated.message)
+    assert (service, deliveries, released.headers) == ("s", 2, {})
+
+
+def test_what_is_given_back_uncounted_needs_no_copy() -> None:
+    assert quarantine.may_be_given_back({}, redelivered=False)
+    assert quarantine.may_be_given_back(counted(1).headers, redelivered=True)
+    assert quarantine.may_be_given_back({"given-back": "x"}, redelivered=False)
