@@ -94,6 +94,18 @@ class Processes:
             return count
 
 
+async def sinks_the_same_twice(processes: Processes, handle: Any, signal: str) -> None:
+    """The process that has got a signal ends, and the signal comes again, to another."""
+    async with processes.another(handle) as first:
+        await first.request(processes.cid)
+        await first.signal(processes.cid, signal)
+        await until(lambda: processes.sunk)
+    async with processes.another(handle) as second:
+        await second.signal(processes.cid, signal, again=True)
+        await until(lambda: len(processes.sunk) == 2)
+    assert processes.sunk[0] == processes.sunk[1]
+
+
 @pytest.fixture
 def processes(tmp_path: Path) -> Processes:
     return Processes(tmp_path / "runs.db")
@@ -210,17 +222,8 @@ def test_what_the_result_of_a_function_leads_to_is_asked_for_again_with_what_led
         self.invoke_async(processes.sink, await self.step(lambda: first + 1))
         await self.wait_for("end")
 
-    async def test() -> None:
-        async with processes.another(handle) as first:
-            await first.request(processes.cid)
-            await first.signal(processes.cid, "go")
-            await until(lambda: processes.sunk)
-        async with processes.another(handle) as second:
-            await second.signal(processes.cid, "go", again=True)
-            await until(lambda: len(processes.sunk) == 2)
-        assert processes.sunk == [(8, processes.sunk[0][1])] * 2
-
-    run(test())
+    run(sinks_the_same_twice(processes, handle, "go"))
+    assert processes.sunk[0][0] == 8
 
 
 def test_the_reply_of_a_run_that_a_function_ends_comes_again_with_what_led_to_the_function(
@@ -255,17 +258,7 @@ def test_what_is_done_where_nobody_hosts_a_target_is_done_again_with_what_led_to
         self.invoke_async(processes.sink, "instead")
         await self.wait_for("end")
 
-    async def test() -> None:
-        async with processes.another(handle) as first:
-            await first.request(processes.cid)
-            await first.signal(processes.cid, "go")
-            await until(lambda: processes.sunk)
-        async with processes.another(handle) as second:
-            await second.signal(processes.cid, "go", again=True)
-            await until(lambda: len(processes.sunk) == 2)
-        assert len(set(processes.sunk)) == 1
-
-    run(test())
+    run(sinks_the_same_twice(processes, handle, "go"))
 
 
 def test_of_two_processes_that_run_a_function_the_later_does_not_take_what_its_result_leads_to_for_done(
@@ -306,17 +299,7 @@ def test_what_a_cancellation_leads_to_is_asked_for_again_with_it(processes: Proc
             self.invoke_async(processes.sink, "cleaned")
             await self.wait_for("end")
 
-    async def test() -> None:
-        async with processes.another(handle) as first:
-            await first.request(processes.cid)
-            await first.signal(processes.cid, runs.CANCEL)
-            await until(lambda: processes.sunk)
-        async with processes.another(handle) as second:
-            await second.signal(processes.cid, runs.CANCEL, again=True)
-            await until(lambda: len(processes.sunk) == 2)
-        assert len(set(processes.sunk)) == 1
-
-    run(test())
+    run(sinks_the_same_twice(processes, handle, runs.CANCEL))
 
 
 IN_AN_HOUR = Retry(attempts=2, first=3600, maximum=3600, jitter=0)
