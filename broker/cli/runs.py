@@ -112,7 +112,7 @@ def _signal(settings: Settings, cid: str, service: str | None, name: str, payloa
     from broker.client import Client
 
     if service is None:
-        service = _in_store(settings, lambda store: _find(store, cid, None)).service
+        service = _in_store(settings, lambda store: _find_unfinished(store, cid)).service
     with Client(settings=settings) as client:
         client.signal(service, cid, name, payload)
 
@@ -128,6 +128,15 @@ async def _find(store: Store, cid: str, service: str | None) -> Head:
             f"the store has no run{of} of CID {cid!r}: it ended long ago ([store] keep), or never began, or has another store ([store] url)"
         )
     return found[0]
+
+
+async def _find_unfinished(store: Store, cid: str) -> Head:
+    from broker.durable.journal import CANCELLED, DONE
+
+    head = await _find(store, cid, None)
+    if head.state in (DONE, CANCELLED):
+        raise ValueError(f"the run of CID {cid!r} is over: {head.state} at {_at(head.changed)} UTC")
+    return head
 
 
 def _with_store(config: Path | None, look: Callable[[Store], Awaitable[T]]) -> T:

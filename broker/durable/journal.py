@@ -28,9 +28,8 @@ from collections.abc import Iterable
 from typing import Any
 
 Entry = list[Any]
-BEGIN, ASK, GOT, SIGNAL, LEFT, CANCEL, FAILED, AGAIN, REPEAT, END = (
-    *("begin", "ask", "got", "signal", "left", "cancel", "failed", "again", "repeat", "end"),
-)
+BEGIN, ASK, GOT, SIGNAL, LEFT = "begin", "ask", "got", "signal", "left"
+CANCEL, FAILED, AGAIN, REPEAT, END = "cancel", "failed", "again", "repeat", "end"
 OK, BYTES, ERROR, UNROUTABLE, DUE = "ok", "bytes", "error", "unroutable", "due"
 DONE, CANCELLED = "done", "cancelled"
 

@@ -65,6 +65,9 @@ def test_a_run_is_watched_told_and_ended(shop: Process, ackback: Run) -> None:
     told = ackback("runs", "show", cid).stdout
     assert '→ {"by":"Ann"} after ' in told
     assert re.search(r"2 sleep 3600 s  \(.*\)\n +· left after ", told)
+    late = ackback("signal", cid, "approved", "x")
+    assert late.returncode == 1
+    assert re.fullmatch(rf"ackback: the run of CID '{cid}' is over: done at [\d-]{{10}} [\d:]{{8}} UTC\n", late.stderr)
 
 
 def test_a_run_that_failed_and_one_that_is_cancelled(shop: Process, ackback: Run) -> None:
@@ -77,6 +80,7 @@ def test_a_run_that_failed_and_one_that_is_cancelled(shop: Process, ackback: Run
     assert "attempt 1 failed (error): RemoteError: shop.price: LookupError: no <b>boats</b>" in told
     assert ackback("runs", "cancel", cancelled).returncode == 0
     wait_until(lambda: state_of(ackback, cancelled) == "cancelled")
+    assert " is over: cancelled at " in ackback("runs", "cancel", cancelled).stderr
 
 
 def test_what_is_mistyped_is_said(project: Callable[..., Path], start: Callable[..., Process], ackback: Run) -> None:
