@@ -11,7 +11,7 @@ from broker.transport.interface import Connection
 
 
 class DelayChain:
-    """The chain that `delay.py` describes, as one process uses it."""
+    """The chain that `protocol/delays.py` describes, as one process uses it."""
 
     def __init__(self) -> None:
         self._connection: Connection | None = None
