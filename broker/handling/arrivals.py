@@ -132,16 +132,24 @@ class Arrivals:
     def give_back_waiting(self, queue: str) -> None:
         """Give back what has been fetched from a service's queue and has not been begun."""
         if host := self._hosts.get(queue):
-            for delivery in host.take_back(lambda one, _: _may_be_given_back(one)):
+            self._give_back(host.take_back(lambda one: self._is_from_a_service(one) or _may_be_given_back(one)))
+
+    def _give_back(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            if _may_be_given_back(delivery) or not self._is_from_a_service(delivery):
                 self._settlement.give_back(delivery)
-            for delivery in host.take_back(lambda one, _: self._in_hand[one].queue == queue):
+            else:
+                queue = self._in_hand[delivery].queue
                 copied = quarantine.given_back(delivery.message, queue, redelivered=delivery.redelivered)
                 self._settlement.settle(copied, delivery)
+
+    def _is_from_a_service(self, delivery: Delivery) -> bool:
+        return self._in_hand[delivery].queue in self._hosts
 
     def forget_lost(self) -> None:
         """The connection is lost: begin nothing that the broker delivers again."""
         for host in self._hosts.values():
-            for delivery in host.take_back(lambda one, _: not one.live):
+            for delivery in host.take_back(lambda one: not one.live):
                 self._settled(delivery)
 
     async def refuse(self) -> None:
@@ -149,8 +157,7 @@ class Arrivals:
         self._refusing = True
         await self._regulator.close()
         for host in self._hosts.values():
-            for delivery in host.take_back(lambda *_: True):
-                self._settlement.give_back(delivery)
+            self._give_back(host.take_back(lambda _: True))
 
     async def drain(self, grace: float) -> int:
         """Let what is in hand finish within `grace` seconds, then give back what has not.

@@ -78,12 +78,12 @@ class Host:
         """Seconds that the first of those that wait has waited."""
         return now - self.waiting[0][0] if self.waiting else 0.0
 
-    def take_back(self, choose: Callable[[Delivery, Message], bool]) -> list[Delivery]:
+    def take_back(self, choose: Callable[[Delivery], bool]) -> list[Delivery]:
         """Of those that wait, the ones that are chosen; they wait here no longer."""
         chosen = []
         for _ in range(len(self.waiting)):
             one = self.waiting.popleft()
-            if choose(one[1], one[2]):
+            if choose(one[1]):
                 chosen.append(one[1])
             else:
                 self.waiting.append(one)

@@ -90,6 +90,11 @@ class Intake:
         self._taken_bytes = self._finished = 0
         self._most_in_hand = self.in_hand
 
+    @property
+    def is_overfull(self) -> bool:
+        """Whether its window has become as narrow as it gets, and more is in hand, or could be by now."""
+        return self.window.size == self.window.narrowest and self.window.size < max(self.granted, self.in_hand)
+
     async def room(self) -> None:
         """Wait until less is in hand than the window allows."""
         if self.in_hand >= self.window.size:

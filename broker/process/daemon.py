@@ -307,13 +307,13 @@ class Daemon:
         )
 
     async def _resize(self, intake: Intake) -> None:
-        """Consume a queue as its window says now; where that is narrower, give back what waits for a slot."""
+        """Consume a queue as its window says now; where that is too narrow for what is in hand, give back what waits for a slot."""
         consumer = self._consumers.get(intake.queue)
         if consumer is None:
             return
         with suppress(ConnectionLostError):  # then all is consumed anew
             await consumer.pause()
-            if intake.window.size < intake.granted:
+            if intake.is_overfull:
                 self._arrivals.give_back_waiting(intake.queue)
                 await intake.room()
             await consumer.resume(intake.grant())

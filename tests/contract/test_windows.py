@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from broker import Service
+from broker.handling import windows
 from broker.protocol.message import Message, Publishing
 from broker.protocol.queues import own_queue
 from broker.transport.interface import Delivery, Transport
-from tests.support import named, run, running, unique, until
+from tests.support import Running, named, run, running, unique, until
 
 
 class Watched(Service):
@@ -46,6 +49,14 @@ def two(name: str, **attributes: Any) -> tuple[Any, Any]:
     )
 
 
+async def leave_quarantine_to_others(one: Running) -> None:
+    """As a daemon does in production, which has a process for what is in quarantine.
+
+    RabbitMQ 3 counts what is on its way to a consumer whose window changes: what it has counted twice is handled there.
+    """
+    await one.daemon._consumers[one.daemon._quarantine].pause()
+
+
 def test_two_daemons_share_slow_work_evenly_and_none_exceeds_its_concurrency(transport: Transport) -> None:
     first, second = two(unique("slow"), seconds=0.5)
 
@@ -66,13 +77,13 @@ def test_what_waits_behind_a_service_that_hangs_is_begun_elsewhere(transport: Tr
     first, second = two(unique("turning"))
 
     async def test() -> None:
-        published = 1500
+        published, shared = 1500, {"callbacks": {"queue": unique("callbacks")}}
         beside = await transport.connect()
         await beside.declare(own_queue(first.name))
         await asyncio.gather(*(beside.publish(Publishing(first.name, Message())) for _ in range(published)))
         await beside.close()
         async with running(
-            transport, first
+            transport, first, **shared
         ) as one:  # which has all that to handle, and nobody to share the processor with
             arrivals = one.daemon._arrivals
             await until(lambda: len(first.begun) == published)
@@ -81,9 +92,10 @@ def test_what_waits_behind_a_service_that_hangs_is_begun_elsewhere(transport: Tr
                 published += 500
             await until(lambda: len(first.begun) == published)
             assert first.most <= 2
+            await leave_quarantine_to_others(one)
             first.hangs = asyncio.Event()
             begun = len(first.begun)
-            async with running(transport, second):
+            async with running(transport, second, **shared):
                 await asyncio.gather(*(one.publish(first.name, Message()) for _ in range(300)))
                 await until(lambda: len(first.begun) == begun + 300)  # and the first has finished none of them
                 assert first.begun[begun:].count("first") == first.most == 2
@@ -92,30 +104,82 @@ def test_what_waits_behind_a_service_that_hangs_is_begun_elsewhere(transport: Tr
     run(test())
 
 
+def test_what_waits_is_begun_elsewhere_though_hardly_more_was_to_be_fetched(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first daemon's window was full when it last began to consume, with a prefetch of one."""
+    first, second = two(unique("full"))
+    first.hangs = asyncio.Event()
+
+    async def test() -> None:
+        async with running(transport, first) as one:
+            intake = one.daemon._arrivals.intakes[first.name]
+            with monkeypatch.context() as patch:
+                patch.setattr(windows, "TOO_LONG", 3600.0)
+                intake.window.size = 100
+                await one.daemon._resize(intake)
+                await asyncio.gather(*(one.publish(first.name, Message()) for _ in range(100)))
+                await until(lambda: intake.in_hand == 100)
+                await one.daemon._resize(intake)
+                assert intake.granted == 1
+            async with running(transport, second):
+                await until(lambda: len(first.begun) == 100)
+                assert first.begun.count("first") == 2
+                first.hangs.set()
+
+    run(test())
+
+
+async def give_back(transport: Transport, queue: str, bodies: list[bytes]) -> None:
+    """Publish messages, fetch them, and give them back."""
+    connection = await transport.connect()
+    await connection.declare(own_queue(queue))
+    await asyncio.gather(*(connection.publish(Publishing(queue, Message(body))) for body in bodies))
+    fetched: list[Delivery] = []
+    consumer = await connection.consume(queue, len(bodies), fetched.append, lambda reason: None)
+    await until(lambda: len(fetched) == len(bodies))
+    await consumer.pause()
+    for delivery in fetched:
+        delivery.requeue()
+    await connection.close()
+
+
 def test_what_has_been_given_back_before_is_begun_elsewhere_too(transport: Transport) -> None:
     """RabbitMQ 3 counts as a crash what is given back: that must neither hold a message where it waits, nor make it a suspect."""
     first, second = two(unique("returning"))
     bodies = [b"%d" % number for number in range(3000)]
 
     async def test() -> None:
-        beside = await transport.connect()
-        await beside.declare(own_queue(first.name))
-        await asyncio.gather(*(beside.publish(Publishing(first.name, Message(body))) for body in bodies))
-        fetched: list[Delivery] = []
-        consumer = await beside.consume(first.name, len(bodies), fetched.append, lambda reason: None)
-        await until(lambda: len(fetched) == len(bodies))
-        await consumer.pause()
-        for delivery in fetched:
-            delivery.requeue()
-        await beside.close()
-        async with running(transport, first):
+        shared = {"callbacks": {"queue": unique("callbacks")}}
+        await give_back(transport, first.name, bodies)
+        async with running(transport, first, **shared) as one:
+            await leave_quarantine_to_others(one)
             await until(lambda: len(first.begun) >= 1000)  # of which it has many in hand now
             first.hangs = asyncio.Event()
             begun = len(first.begun)
-            async with running(transport, second):
+            async with running(transport, second, **shared):
                 await until(lambda: len(first.begun) == len(bodies))
                 assert first.begun[begun:].count("first") <= 2
                 assert sorted(first.redelivered) == sorted(bodies)
                 first.hangs.set()
+
+    run(test())
+
+
+def test_what_has_been_given_back_before_and_waits_at_a_stop_is_no_suspect(transport: Transport) -> None:
+    first, second = two(unique("stopping"))
+    bodies = [b"%d" % number for number in range(3000)]
+
+    async def test() -> None:
+        shared = {"callbacks": {"queue": unique("callbacks")}}
+        await give_back(transport, first.name, bodies)
+        async with running(transport, first, worker={"grace": 0.5}, **shared) as one:
+            await leave_quarantine_to_others(one)
+            await until(lambda: len(first.begun) >= 1000)  # of which it has many in hand now
+            first.hangs = asyncio.Event()
+            one.daemon.stop()
+            await one.serving
+            async with running(transport, second, **shared):
+                await until(lambda: len(set(first.redelivered)) == len(bodies))
 
     run(test())
