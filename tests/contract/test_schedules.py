@@ -20,7 +20,7 @@ from broker.protocol.message import Message, Publishing
 from broker.protocol.names import SCHEDULES
 from broker.protocol.queues import own_queue
 from broker.transport.interface import Connection, Transport
-from tests.support import Inbox, delete_queues, named, run, running, unique, until
+from tests.support import Inbox, delete_queues, named, run, running, running_daemon, unique, until
 
 
 class Tick(Service):
@@ -81,14 +81,11 @@ def test_one_daemon_fires_and_the_next_goes_on(transport: Transport) -> None:
     async def test() -> None:
         cls = ticking()
         async with office(transport), running(transport, cls), running(transport, cls) as second:
-            third = running(transport, cls)
-            await third.__aenter__()
-            await until(lambda: len(cls.seen) >= 2)
-            second.daemon.stop()
-            await second.serving
-            await until(lambda: len(cls.seen) >= 4)
-            await third.__aexit__(None, None, None)
-            # The third has deleted the queue, so this one declares it again, and fires on.
+            async with running_daemon(transport, cls):
+                await until(lambda: len(cls.seen) >= 2)
+                second.daemon.stop()
+                await second.serving
+                await until(lambda: len(cls.seen) >= 4)
             await until(lambda: len(cls.seen) >= 6)
         cids = [cid for cid, _ in cls.seen]
         first = second_of(min(cids))
