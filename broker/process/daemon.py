@@ -81,7 +81,7 @@ class Daemon:
         self._transport = transport
         self._store = store or _store(settings, registry)
         once = None if self._store is None else Once(self._store, settings.store.keep)
-        self._flight_recorder = FlightRecorder(settings.events) if settings.events.enabled else None
+        self._flight_recorder = FlightRecorder(settings.events, transport) if settings.events.enabled else None
         self._metrics = None if settings.metrics.port is None else Metrics()
         observers: list[Observer] = [] if self._flight_recorder is None else [self._flight_recorder.recorder]
         if self._metrics is not None:

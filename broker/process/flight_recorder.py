@@ -23,7 +23,7 @@ from broker.log import logger
 from broker.protocol.events import DAEMON, EVENTS, Event, event_stream
 from broker.recording.recorder import Recorder
 from broker.settings import EventsSection
-from broker.transport.interface import Connection
+from broker.transport.interface import Connection, Transport
 
 SIGN_EVERY = 5.0
 DESCRIBED_EVERY = 120
@@ -39,7 +39,8 @@ DECLARE_EVERY = 5.0
 class FlightRecorder:
     """Declares the stream on the connection of the moment, and again if it is deleted; notes that the daemon lives, and what it does."""
 
-    def __init__(self, settings: EventsSection) -> None:
+    def __init__(self, settings: EventsSection, transport: Transport) -> None:
+        self._transport = transport
         self._stream = event_stream(settings.max_age, settings.max_bytes, settings.segment_bytes)
         self._self = {"host": socket.gethostname(), "pid": os.getpid(), "version": version("ackback")}
         self._described: dict[str, tuple[str, Event]] = {}
@@ -52,7 +53,8 @@ class FlightRecorder:
         self._is_described = False
         self._told: str | None = None
         self._stopping = False
-        self.recorder = Recorder(self._missing.set)
+        self._is_gone = False
+        self.recorder = Recorder(self._gone)
 
     def connected(self, connection: Connection) -> None:
         if self._resume is not None:
@@ -77,6 +79,10 @@ class FlightRecorder:
         if EVENTS in reason:
             self._paused_until = self._loop.time() + PAUSE
 
+    def _gone(self) -> None:
+        self._is_gone = True
+        self._missing.set()
+
     def stop(self) -> None:
         """Have `run` end, also where aiormq swallows its cancellation."""
         self._stopping = True
@@ -98,12 +104,18 @@ class FlightRecorder:
                 await asyncio.sleep(DECLARE_EVERY)
 
     async def _declare(self, connection: Connection) -> None:
+        is_gone, self._is_gone = self._is_gone, False
         try:
-            await connection.declare(self._stream)
+            if is_gone:
+                await self._declare_beside()
+            else:
+                await connection.declare(self._stream)
         except OtherArgumentsError as error:
             self._tell(f"{error}. Events are recorded there as it is")
         except (ConnectionLostError, BrokerUnavailableError):
-            return  # there will be another connection
+            if is_gone:
+                self._gone()
+            return  # else there will be another connection
         except AckbackError as error:
             self._tell(f"nothing is recorded for `ackback trace` and the page: {error}")
         else:
@@ -112,6 +124,15 @@ class FlightRecorder:
         self._was_declared = True
         self.recorder.connection = self._connection
         self.recorder.flush()
+
+    async def _declare_beside(self) -> None:
+        """On a connection of its own: RabbitMQ 4.3 ends one that declares a stream which somebody deletes at that moment (INTERNAL_ERROR,
+        rabbit_stream_queue:set_leader_pid)."""
+        beside = await self._transport.connect()
+        try:
+            await beside.declare(self._stream)
+        finally:
+            await beside.close()
 
     def _tell(self, what: str) -> None:
         if what != self._told:
