@@ -252,12 +252,15 @@ class Arrivals:
 
     async def _handle(self, host: Host, delivery: Delivery, message: Message, headers: Headers | None) -> None:
         try:
+            redelivered = self._comes_again(delivery, message)
             if self._runs is not None and host.definition.durable:
-                outcome = await self._go_on_with_run(self._runs, host, delivery, message, is_reply=headers is not None)
+                is_reply = headers is not None
+                outcome = await self._go_on_with_run(
+                    self._runs, host, message, redelivered=redelivered, is_reply=is_reply
+                )
             elif self._once is not None and host.definition.idempotent:
-                outcome = await self._handle_once(self._once, host, delivery, message, headers)
+                outcome = await self._handle_once(self._once, host, message, headers, redelivered=redelivered)
             else:
-                redelivered = self._comes_again(delivery, message)
                 outcome = await self._dispatcher.dispatch(
                     host.definition, message, host.release, redelivered=redelivered, reply_headers=headers
                 )
@@ -266,19 +269,17 @@ class Arrivals:
             await self._settlement.fail(delivery, error)
 
     async def _go_on_with_run(
-        self, runs: Runs, host: Host, delivery: Delivery, message: Message, *, is_reply: bool
+        self, runs: Runs, host: Host, message: Message, *, redelivered: bool, is_reply: bool
     ) -> Outcome:
-        redelivered = self._comes_again(delivery, message)
         try:
             return await runs.handle(host.definition, message, redelivered=redelivered, is_reply=is_reply)
         finally:
             host.release()
 
     async def _handle_once(
-        self, once: Once, host: Host, delivery: Delivery, message: Message, headers: Headers | None
+        self, once: Once, host: Host, message: Message, headers: Headers | None, *, redelivered: bool
     ) -> Outcome:
         """As `dispatch`, but that what is kept for the message is its outcome; its slot is held until that is known."""
-        redelivered = self._comes_again(delivery, message)
         dispatching = self._dispatcher.dispatch(
             host.definition, message, lambda: None, redelivered=redelivered, reply_headers=headers
         )
