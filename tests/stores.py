@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -63,15 +64,24 @@ class PostgresqlServer:
     def start(self) -> None:
         program = str(self._programs / "postgres")
         command = [program, "-D", str(self._data), "-p", str(self._port), "-h", "127.0.0.1", "-k", ""]
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, process_group=0, **self._as_user)
+        log = Path(self._folder.name) / "log"
+        with log.open("w") as stderr:
+            self._process = subprocess.Popen(command, stderr=stderr, **self._as_user)
         is_ready = [str(self._programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(self._port)]
         while subprocess.run(is_ready, capture_output=True).returncode:
-            assert self._process.poll() is None
+            assert self._process.poll() is None, log.read_text()
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """End it as a power cut does."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        """End it as a power cut does: every process. One of a connection would keep the shared memory for a moment, in which no start works."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # from here on it starts no other
+        processes = [os.pidfd_open(pid) for pid in (self._process.pid, *_children(self._process.pid))]
+        for process in processes:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        for process in processes:
+            select.select([process], [], [])
+            os.close(process)
         self._process.wait()
 
     def __enter__(self) -> Self:
@@ -82,6 +92,10 @@ class PostgresqlServer:
         self._process.terminate()
         self._process.wait()
         self._folder.cleanup()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture(scope="session")
