@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import secrets
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from broker.testing import rabbitmq_container
@@ -189,10 +191,19 @@ def private_environment(folder: Path, port: int) -> dict[str, str]:
     }
 
 
+@cache
+def _ports() -> Iterator[int]:
+    """This process's share of them, which no other of pytest's gives away, in random order."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = SERVERS_PORTS[number::processes]
+    return itertools.cycle(secrets.SystemRandom().sample(share, len(share)))
+
+
 def free_port() -> int:
     """A port that nobody listens on, and that the system gives to no outgoing connection: a server that is killed gets it again."""
     while True:
-        port = secrets.choice(SERVERS_PORTS)
+        port = next(_ports())
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

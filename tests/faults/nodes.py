@@ -9,7 +9,6 @@ import signal
 import subprocess
 import tarfile
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,6 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.rabbitmq import IMAGE, SERVER, docker_has_image, free_port, install, private_environment, wait_for_port
+
+MOST_OF_A_LINE = 200
+"""Characters of a line of a node's log that are shown: the state that it ended with is one line of many thousands."""
 
 
 class Node(Protocol):
@@ -62,7 +64,8 @@ class DockerNode:
         try:
             wait_for_port(self._port, self._exit_code)
         except RuntimeError as error:
-            raise RuntimeError(f"{error}; its log ends with:\n{self._log()[-4000:]}") from None
+            log = "\n".join(line[:MOST_OF_A_LINE] for line in self._log().splitlines())
+            raise RuntimeError(f"{error}; its log ends with:\n{log[-4000:]}") from None
 
     def _exit_code(self) -> int | None:
         self._container.reload()
@@ -164,7 +167,7 @@ def _started(create: Callable[..., Node]) -> Iterator[Node]:
         try:
             node.start()
         except RuntimeError as error:
-            warnings.warn(f"a second node in place of one that did not start: {error}", stacklevel=2)
+            print(f"a second node in place of one that did not start: {error}")
             node.remove()
             node = create()
             node.start()
