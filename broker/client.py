@@ -32,7 +32,7 @@ from broker.protocol.events import SENT, SENT_ROW, Event
 from broker.protocol.message import Publishing
 from broker.protocol.requests import Template
 from broker.protocol.runs import SIGNAL, check_signal
-from broker.recording.recorder import Recorder
+from broker.recording.connection import RecordConnection
 from broker.service import Callback, Callbacks, Service
 from broker.transport.factory import create
 from broker.transport.interface import Connection, Transport
@@ -77,7 +77,7 @@ class AsyncClient:
         self._calls = Calls()
         self._chain = DelayChain()
         self._addressed = AddressedQueues(self._settings.callbacks.queue)
-        self._recorder: Recorder | None = None
+        self._record_connection: RecordConnection | None = None
         self._tracing = tracing()
 
     async def __aenter__(self) -> Self:
@@ -90,11 +90,8 @@ class AsyncClient:
     async def close(self) -> None:
         """End the connection."""
         connection, self._connection = self._connection, None
-        if self._recorder is not None:
-            await self._recorder.close()
-            self._recorder.connection = None
-        if connection is not None:
-            await connection.close()
+        record, self._record_connection = self._record_connection, None
+        await asyncio.gather(*(one.close() for one in (connection, record) if one is not None))
 
     async def invoke_async(
         self,
@@ -280,17 +277,17 @@ class AsyncClient:
         *,
         call: bool = False,
     ) -> None:
-        if self._recorder is not None:
-            at = int(began * 1e6)
+        if self._record_connection is not None:
+            note, at = self._record_connection.recorder.note, int(began * 1e6)
             if not delay and not call:
-                self._recorder.note((SENT_ROW, at, cid, target, callbacks))
+                note((SENT_ROW, at, cid, target, callbacks))
                 return
             event: Event = {"event": SENT, "t": at, "cid": cid, "target": target, "callbacks": callbacks}
             if delay:
                 event["delay"] = delay
             if call:
                 event["call"] = True
-            self._recorder.note(event)
+            note(event)
 
     def _template(
         self, name: Callback, *, callback: Callbacks | None = None, echo: bool | None = None, **properties: Any
@@ -326,11 +323,12 @@ class AsyncClient:
             return self._connection
         async with self._connecting:
             if self._connection is None or self._connection.lost.done():
-                await self.close()
+                if self._connection is not None:
+                    await self._connection.close()
                 self._connection = await self._transport.connect()
-                if self._settings.events.enabled:
-                    self._recorder = self._recorder or Recorder()
-                    self._recorder.connection = self._connection
+                if self._settings.events.enabled and self._record_connection is None:
+                    self._record_connection = RecordConnection(self._transport)
+                    self._record_connection.start()
             return self._connection
 
 

@@ -37,6 +37,7 @@ class Peer:
         self._writer = writer
         self._piece = piece
         self._channel_max = channel_max
+        self.name = ""
         self.published: list[tuple[int, str, str | None]] = []
         self.acknowledged: list[Basic.Ack | Basic.Nack] = []
         self.consumers: dict[str, tuple[int, str]] = {}
@@ -63,6 +64,7 @@ class Peer:
 
     def on_frame(self, channel: int, frame: Any) -> None:
         if isinstance(frame, Connection.StartOk):
+            self.name = frame.client_properties["connection_name"]
             self.send(0, Connection.Tune(self._channel_max, 131_072, 0))
         elif isinstance(frame, Basic.Publish):
             self._publishing = (channel, frame.routing_key)
@@ -106,7 +108,7 @@ class FakeBroker:
 
     @property
     def publisher(self) -> Peer:
-        return next(peer for peer in reversed(self.peers) if peer.confirming is not None)
+        return next(peer for peer in reversed(self.peers) if peer.name == "ackback publish" and peer.confirming)
 
     @property
     def consumer(self) -> Peer:

@@ -106,8 +106,8 @@ class Telling:
         for connection in self._connections:
             await connection.close()
 
-    async def connect(self) -> Connection:
-        connection = await self._transport.connect()
+    async def connect(self, *, in_one: bool = False) -> Connection:
+        connection = await self._transport.connect(in_one=in_one)
         self._connections.append(connection)
         publish = connection.publish
 

@@ -135,6 +135,8 @@ class Daemon:
             await self._serve_until_stopped()
             return await self._drain()
         finally:
+            if self._flight_recorder is not None:
+                await self._flight_recorder.close(self._arrivals)
             watchdog.close()
 
     async def _serve_until_stopped(self) -> None:
@@ -157,8 +159,6 @@ class Daemon:
             # aiormq may swallow a cancellation: so these look whether to stop, too.
             self._stop.set()
             self._arrivals.isolated.set()
-            if self._flight_recorder is not None:
-                self._flight_recorder.stop()
             for task in (serving, stopping, *beside):
                 task.cancel()
                 with suppress(asyncio.CancelledError, ConfigurationError):
@@ -188,8 +188,6 @@ class Daemon:
             lost = "the connection to %s was lost: %s; reconnecting"
             self._tell_of_outage(logging.WARNING, lost, self._transport.address, reason)
             self._arrivals.forgive()
-            if self._flight_recorder is not None:
-                self._flight_recorder.lost(reason)
             await self._abandon()
             pauses, told = backoff(RECONNECT_FIRST, RECONNECT_MAXIMUM), reason
             await asyncio.sleep(next(pauses))
@@ -203,8 +201,6 @@ class Daemon:
             await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
         await self._arrivals.invoker.convention.look_for_all(connection)
         self._arrivals.invoker.connection = connection
-        if self._flight_recorder is not None:
-            self._flight_recorder.connected(connection)
         self.up.set()
         # Before anything is consumed, as this process may not live for long.
         if self._suspects is not None and await _is_filled(connection, self._quarantine):
@@ -354,8 +350,6 @@ class Daemon:
         if self._flight_recorder is not None:
             self._flight_recorder.note("drains", self._arrivals)
         unfinished = await self._arrivals.drain(grace)
-        if self._flight_recorder is not None:
-            await self._flight_recorder.close(self._arrivals)
         await self._abandon()
         self._arrivals.close()
         if self._store is not None:
@@ -374,8 +368,6 @@ class Daemon:
         self._consumers.clear()
         connection, self._connection = self._connection, None
         self._arrivals.invoker.connection = None
-        if self._flight_recorder is not None:
-            self._flight_recorder.disconnected()
         if self._scheduler is not None:
             await self._scheduler.disconnected()
         if connection is not None:

@@ -60,31 +60,32 @@ class AmqpTransport:
     def address(self) -> str:
         return ", ".join(masked(url) for url in self._urls)
 
-    async def connect(self) -> AmqpConnection:
+    async def connect(self, *, in_one: bool = False) -> AmqpConnection:
         order = sorted(self._urls, key=lambda url: (url in self._last, random.random()))
         opened: list[aio_pika.abc.AbstractConnection] = []
         try:
-            at = await self._open_first(order, "publish", opened)
-            in_turn = [*order[at + 1 :], *order[: at + 1]]
-            other = await self._open_first(in_turn, "consume", opened)
+            at = await self._open_first(order, "record" if in_one else "publish", opened)
+            first = second = order[at]
+            if not in_one:
+                in_turn = [*order[at + 1 :], *order[: at + 1]]
+                second = in_turn[await self._open_first(in_turn, "consume", opened)]
+                self._last = {first, second}
         except BaseException:
             for one in opened:
                 with suppress(Exception):
                     await one.close()
             raise
-        nodes = order[at], in_turn[other]
-        self._last = set(nodes)
-        connection = self._connection(*opened)
+        connection = self._connection(opened[0], opened[-1])
         try:
             await connection.open()
-            if len(self._last) == 2 and not await connection.is_of_one_cluster():
+            if first != second and not await connection.is_of_one_cluster():
                 raise ConfigurationError(
-                    f"{' and '.join(map(masked, sorted(nodes)))} are not of one cluster: list nodes of one alone"
+                    f"{' and '.join(map(masked, sorted((first, second))))} are not of one cluster: list nodes of one alone"
                 )
         except BaseException as error:
             await connection.close()
             if isinstance(error, _CANNOT_CONNECT):
-                raise BrokerUnavailableError(explain.connect(nodes[0], error, CONNECT_TIMEOUT)) from None
+                raise BrokerUnavailableError(explain.connect(first, error, CONNECT_TIMEOUT)) from None
             raise
         return connection
 
@@ -115,7 +116,7 @@ class AmqpTransport:
 
 
 class AmqpConnection:
-    """Two connections that live and end together."""
+    """Two connections that live and end together, or one that is both."""
 
     def __init__(self, publishing: aio_pika.abc.AbstractConnection, consuming: aio_pika.abc.AbstractConnection) -> None:
         self._connections = (publishing, consuming)
@@ -296,7 +297,7 @@ class AmqpConnection:
             # aiormq's writer is cancelled with what is still in its queue: this is answered after the last acknowledgement is read.
             with suppress(Exception):
                 await asyncio.wait_for(self._open_channel(), CLOSE_TIMEOUT)
-        for connection in self._connections:
+        for connection in dict.fromkeys(self._connections):
             with suppress(Exception):
                 await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT)
 
@@ -340,7 +341,7 @@ class AmqpConnection:
         self._closing = self._loop.create_task(self._close_both())
 
     async def _close_both(self) -> None:
-        for connection in self._connections:
+        for connection in dict.fromkeys(self._connections):
             with suppress(Exception):
                 await connection.close()
 

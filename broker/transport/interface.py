@@ -150,8 +150,8 @@ class Transport(Protocol):
     def address(self) -> str:
         """Where it connects to, fit to be shown: no password."""
 
-    async def connect(self) -> Connection:
-        """Connect.
+    async def connect(self, *, in_one: bool = False) -> Connection:
+        """Connect; `in_one` publishes and consumes by the same TCP connection, for who may do neither while RabbitMQ has raised an alarm.
 
         Raises:
             BrokerUnavailableError: nothing answers there, or it refuses us; the message says which.

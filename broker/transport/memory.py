@@ -77,7 +77,7 @@ class MemoryBroker:
     def address(self) -> str:
         return "memory://"
 
-    async def connect(self) -> MemoryConnection:
+    async def connect(self, *, in_one: bool = False) -> MemoryConnection:
         connection = MemoryConnection(self)
         self._connections.append(connection)
         return connection

@@ -8,14 +8,13 @@ import pytest
 from pydantic_core import core_schema
 
 from broker import AsyncClient, Retry, Service, UnroutableError
-from broker.process import flight_recorder
 from broker.protocol.entities import Queue
 from broker.protocol.events import EVENTS, Event, batch, event_stream
 from broker.protocol.message import Message
+from broker.recording import connection as record
 from broker.recording.reading import NoRecordError, events_of, read
 from broker.recording.trace import Step, story
 from broker.transport.interface import Connection, Transport
-from broker.transport.memory import MemoryBroker
 from tests.contract.services import Seen, collecting_callback
 from tests.support import Running, run, running, unique, until
 
@@ -234,7 +233,7 @@ async def _is_recorded(connection: Connection, cid: str) -> bool:
 def test_a_stream_that_is_deleted_is_declared_again_and_holds_up_nobody(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flight_recorder, "DECLARE_EVERY", 0.1)
+    monkeypatch.setattr(record, "DECLARE_EVERY", 0.1)
 
     class Quick(Service):
         name = unique("quick")
@@ -318,31 +317,5 @@ def test_a_type_whose_schema_cannot_be_told_ends_no_daemon(transport: Transport)
             assert await client.call(Takes) == "handled"
             assert not daemon.serving.done()
         await connection.close()
-
-    run(test())
-
-
-def test_nothing_is_written_for_a_while_after_the_record_has_cost_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flight_recorder, "PAUSE", 0.3)
-    broker = MemoryBroker()
-
-    class Plain(Service):
-        name = unique("plain")
-
-        async def handle(self) -> None: ...
-
-    async def test() -> None:
-        async with running(broker, Plain) as daemon:
-            flight = daemon.daemon._flight_recorder
-            assert flight is not None
-            broker.drop_connections("RESOURCE_ERROR - Stream not found for queue 'ackback.events' in vhost '/'")
-            await until(lambda: not daemon.daemon.ready.is_set())
-            await daemon.daemon.ready.wait()
-            assert flight.recorder.connection is None
-            await until(lambda: flight.recorder.connection)
-            broker.drop_connections("the broker went away")
-            await until(lambda: not daemon.daemon.ready.is_set())
-            await daemon.daemon.ready.wait()
-            assert flight.recorder.connection is not None
 
     run(test())

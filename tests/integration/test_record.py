@@ -225,8 +225,9 @@ def test_top_on_a_terminal_is_live_and_q_ends_it(
 
 
 def test_what_does_not_fit_on_the_screen_is_counted(
-    project: Callable[..., Path], start: Callable[..., Process], terminal: Callable[..., Terminal]
+    project: Callable[..., Path], start: Callable[..., Process], terminal: Callable[..., Terminal], rabbitmq_url: str
 ) -> None:
+    forget_record(rabbitmq_url)  # each daemon of it takes a line
     services = "".join(
         f"class S{n}(Service):\n    name = 'service.{n:02}'\n    def handle(self): pass\n" for n in range(40)
     )
@@ -285,3 +286,26 @@ def test_a_recorded_stream_with_other_arguments_is_written_to_as_it_is(
     (warning,) = second.wait_for("WARNING")
     assert "x-max-age" in warning
     assert "Events are recorded there as it is" in warning
+
+
+def test_a_connection_that_the_record_has_cost_is_none_of_the_works(
+    project: Callable[..., Path], start: Callable[..., Process], ackback: Ackback, our_rabbit: Rabbit
+) -> None:
+    """As where RabbitMQ ends one that publishes to a stream which is deleted at that moment."""
+    url = {"ACKBACK_BROKER__URL": our_rabbit.url}
+    project({"shop.py": SHOP})
+    process = start("run", **url)
+    process.wait_for("ready: ")
+
+    def connections() -> list[str]:
+        lines = our_rabbit.ctl("list_connections", "-q", "pid", "vhost", "client_properties").splitlines()
+        found = [line.split("\t") for line in lines if "ackback record" in line]
+        return [pid for pid, vhost, _ in found if vhost == our_rabbit.vhost]
+
+    wait_until(lambda: len(connections()) == 1)
+    (ended,) = connections()
+    our_rabbit.ctl("close_connection", ended, "Stream not found for queue 'ackback.events'")
+    wait_until(lambda: connections() not in ([], [ended]))
+    cid = ackback("send", "shop.order", "tea", "--callback", "shop.priced", **url).stdout.strip()
+    wait_until(lambda: "callback shop.priced" in ackback("trace", cid, **url).stdout)
+    assert not [line for line in process.lines if "WARNING" in line or "ERROR" in line], process.lines
