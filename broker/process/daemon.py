@@ -201,6 +201,8 @@ class Daemon:
             await _all(connection.declare(*with_what_leads_there(queue)) for queue in queues)
         await self._arrivals.invoker.convention.look_for_all(connection)
         self._arrivals.invoker.connection = connection
+        if self._flight_recorder is not None:
+            self._flight_recorder.connected()
         self.up.set()
         # Before anything is consumed, as this process may not live for long.
         if self._suspects is not None and await _is_filled(connection, self._quarantine):

@@ -44,9 +44,12 @@ class FlightRecorder:
     def _declared(self) -> None:
         self._is_described = False  # it may be a new one, and what was written before is gone
 
+    def connected(self) -> None:
+        """The daemon has a connection for its work."""
+        self._connection.start()
+
     async def run(self, arrivals: Arrivals) -> None:
         """Until it is cancelled."""
-        self._connection.start()
         definitions = [definition for definition, _, _ in arrivals.services()]
         # In a thread, as it takes a moment where there are many services.
         self._described = await asyncio.to_thread(lambda: {one.name: description_of(one) for one in definitions})

@@ -52,7 +52,9 @@ class RecordConnection:
         self.recorder = Recorder(self._missing.set)
 
     def start(self) -> None:
-        self._connecting = asyncio.ensure_future(self._stay_connected())
+        """Once the work is connected, so that of a cluster's nodes the record takes one that the work has not."""
+        if self._connecting is None:
+            self._connecting = asyncio.ensure_future(self._stay_connected())
 
     async def close(self) -> None:
         """Write what there is and end the connection; each step has a second."""

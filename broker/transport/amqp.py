@@ -49,7 +49,8 @@ _CANNOT_CONNECT = (OSError, amqp.AMQPError, TimeoutError, RuntimeError, StopAsyn
 
 class AmqpTransport:
     """Connects to the nodes of `urls` in random order, to publish to one and to consume from the next: so no node of a cluster has more
-    than half of the connections, however many processes there are. Those of a node that is lost spread over the others.
+    than half of the connections, however many processes there are. Those of a node that is lost spread over the others. One that is made
+    `in_one` after that goes to a third node, if there is one.
     """
 
     def __init__(self, urls: list[str]) -> None:
