@@ -79,6 +79,8 @@ class Arrivals:
         self._in_hand: dict[Delivery, Intake] = {}
         self._empty: asyncio.Event | None = None
         self._refusing = False
+        self._refused: list[Delivery] = []
+        self._is_cancelled = False
         self._forgiving_until = 0.0
         self.isolated = asyncio.Event()
         """Set when something has been put into quarantine."""
@@ -153,11 +155,17 @@ class Arrivals:
                 self._settled(delivery)
 
     async def refuse(self) -> None:
-        """From now on give back what comes, and what waits already."""
+        """From now on begin nothing, neither what waits already nor what comes."""
         self._refusing = True
         await self._regulator.close()
         for host in self._hosts.values():
-            self._give_back(host.take_back(lambda _: True))
+            self._refused += host.take_back(lambda _: True)
+
+    def give_back_refused(self) -> None:
+        """Once nothing is to come any more: what was given back before would come again, and again."""
+        self._is_cancelled = True
+        refused, self._refused = self._refused, []
+        self._give_back(refused)
 
     async def drain(self, grace: float) -> int:
         """Let what is in hand finish within `grace` seconds, then give back what has not.
@@ -181,12 +189,14 @@ class Arrivals:
         self._threads.close()
 
     def _arrived(self, intake: Intake, delivery: Delivery, message: Message) -> bool:
-        """Note that a delivery is in hand; False if it is given back, as this process is about to stop."""
-        if self._refusing:
-            delivery.requeue()
-            return False
+        """Note that a delivery is in hand; False if it is not to be begun, as this process is about to stop."""
         self._in_hand[delivery] = intake
         intake.begun(len(message.body))
+        if self._refusing:
+            self._refused.append(delivery)
+            if self._is_cancelled:
+                self.give_back_refused()
+            return False
         if intake.adapts and not intake.watched:
             self._regulator.watch(intake)
         return True

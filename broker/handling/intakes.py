@@ -46,6 +46,7 @@ class Intake:
         self.watched = False
         self.in_hand = 0
         self._longest_wait = longest_wait
+        self._waits = True
         self._room: asyncio.Event | None = None
         # Since the last look:
         self._began = 0.0
@@ -97,13 +98,14 @@ class Intake:
 
     async def room(self) -> None:
         """Wait until less is in hand than the window allows."""
-        if self.in_hand >= self.window.size:
+        if self._waits and self.in_hand >= self.window.size:
             self._room = asyncio.Event()
             await self._room.wait()
             self._room = None
 
     def wait_no_longer(self) -> None:
-        """Let `room` end now."""
+        """Let `room` end at once, from now on."""
+        self._waits = False
         if self._room is not None:
             self._room.set()
 

@@ -346,6 +346,7 @@ class Daemon:
         for task in list(self._resuming):
             task.cancel()
         await asyncio.gather(*(consumer.cancel() for consumer in self._consumers.values()))
+        self._arrivals.give_back_refused()
         # The end of the process of what is in quarantine is no news, and must not be taken for that of a daemon.
         level = logging.DEBUG if self._suspects_only else logging.INFO
         logger.log(level, "stopping: no new messages; %d being handled have %g s to finish", self.busy(), grace)

@@ -368,6 +368,7 @@ class MemoryConsumer:
         self.unacked: dict[MemoryDelivery, None] = {}
         self.in_window: set[MemoryDelivery] = set()
         self.active = True
+        self.cancelled = False
 
     async def pause(self) -> None:
         self.connection._check()
@@ -375,6 +376,8 @@ class MemoryConsumer:
 
     async def resume(self, prefetch: int) -> None:
         self.connection._check()
+        if self.cancelled:
+            return
         found = self.connection._broker._queues.get(self.queue.declared.name)
         if found is not self.queue:
             self.on_cancelled(f"queue {self.queue.declared.name!r} was deleted")
@@ -386,6 +389,7 @@ class MemoryConsumer:
         self.connection._broker._pump(found)
 
     async def cancel(self) -> None:
+        self.cancelled = True
         self.stop()
 
     def stop(self) -> None:

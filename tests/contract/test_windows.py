@@ -168,7 +168,8 @@ def test_what_has_been_given_back_before_is_begun_elsewhere_too(transport: Trans
 
 
 @pytest.mark.embedded
-def test_what_has_been_given_back_before_and_waits_at_a_stop_is_no_suspect() -> None:
+@pytest.mark.parametrize("moment", ["something waits", "the window is made narrower"])
+def test_what_has_been_given_back_before_and_waits_at_a_stop_is_no_suspect(moment: str) -> None:
     """On the embedded broker, which counts as RabbitMQ 3 does, but for what is on its way when a window changes."""
     first, second = two(unique("stopping"))
     bodies = [b"%d" % number for number in range(3000)]
@@ -179,9 +180,11 @@ def test_what_has_been_given_back_before_and_waits_at_a_stop_is_no_suspect() -> 
         async with running(transport, first) as one:
             await until(lambda: len(first.begun) >= 1000)
             first.hangs = asyncio.Event()
-            await until(lambda: one.daemon._arrivals._hosts[first.name].waiting)
+            arrivals = one.daemon._arrivals
+            host, intake = arrivals._hosts[first.name], arrivals.intakes[first.name]
+            await until(lambda: host.waiting if moment == "something waits" else intake._room)
             one.daemon.stop()
-            await until(lambda: one.daemon._arrivals._refusing)
+            await until(lambda: arrivals._refusing)
             first.hangs.set()
             await one.serving
             assert len(first.begun) < len(bodies)
