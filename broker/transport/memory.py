@@ -247,7 +247,7 @@ class MemoryBroker:
                 return consumer
         return None
 
-    def _settle(self, delivery: MemoryDelivery, *, requeue: bool) -> None:
+    def _settle(self, delivery: MemoryDelivery, *, requeue: bool, counts: bool = True) -> None:
         if delivery.settled:
             return
         delivery.settled = True
@@ -257,7 +257,7 @@ class MemoryBroker:
         queue.unacked -= 1
         if requeue:
             item = delivery.item
-            item.deliveries += 1
+            item.deliveries += counts
             limit = queue.declared.arguments.get("x-delivery-limit", -1)
             if 0 <= limit < item.deliveries:
                 self._dead_letter(queue, item, "delivery_limit")
@@ -335,8 +335,8 @@ class MemoryDelivery:
             return
         if self.consumer.active:
             self.consumer.on_delivery(self)
-        else:
-            self.requeue()
+        else:  # nobody has seen it
+            self.consumer.connection._broker._settle(self, requeue=True, counts=False)
 
     def ack(self) -> None:
         self.consumer.connection._broker._settle(self, requeue=False)

@@ -169,25 +169,32 @@ def test_what_has_been_given_back_before_is_begun_elsewhere_too(transport: Trans
 
 @pytest.mark.embedded
 @pytest.mark.parametrize("moment", ["something waits", "the window is made narrower"])
-def test_what_has_been_given_back_before_and_waits_at_a_stop_is_no_suspect(moment: str) -> None:
+def test_what_has_been_given_back_before_and_waits_at_a_stop_is_no_suspect(
+    moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the embedded broker, which counts as RabbitMQ 3 does, but for what is on its way when a window changes."""
     first, second = two(unique("stopping"))
+    first.hangs = asyncio.Event()
     bodies = [b"%d" % number for number in range(3000)]
     transport = MemoryBroker()
 
     async def test() -> None:
         await give_back(transport, first.name, bodies)
         async with running(transport, first) as one:
-            await until(lambda: len(first.begun) >= 1000)
-            first.hangs = asyncio.Event()
             arrivals = one.daemon._arrivals
-            host, intake = arrivals._hosts[first.name], arrivals.intakes[first.name]
-            await until(lambda: host.waiting if moment == "something waits" else intake._room)
+            intake = arrivals.intakes[first.name]
+            with monkeypatch.context() as patch:
+                patch.setattr(windows, "TOO_LONG", 3600.0)
+                intake.window.size = 1000
+                await one.daemon._resize(intake)
+                await until(lambda: intake.in_hand == 1000)
+            if moment == "the window is made narrower":
+                await until(lambda: intake._room)
             one.daemon.stop()
             await until(lambda: arrivals._refusing)
             first.hangs.set()
             await one.serving
-            assert len(first.begun) < len(bodies)
+            assert len(first.begun) == 2
             async with running(transport, second) as other:
                 await until(lambda: len(first.redelivered) == len(bodies))
                 assert not other.daemon._arrivals.isolated.is_set()
