@@ -80,7 +80,7 @@ class Arrivals:
         self._empty: asyncio.Event | None = None
         self._refusing = False
         self._refused: list[Delivery] = []
-        self._is_cancelled = False
+        self._consumers_are_cancelled = False
         self._forgiving_until = 0.0
         self.isolated = asyncio.Event()
         """Set when something has been put into quarantine."""
@@ -163,7 +163,7 @@ class Arrivals:
 
     def give_back_refused(self) -> None:
         """Once nothing is to come any more: what was given back before would come again, and again."""
-        self._is_cancelled = True
+        self._consumers_are_cancelled = True
         refused, self._refused = self._refused, []
         self._give_back(refused)
 
@@ -194,7 +194,7 @@ class Arrivals:
         intake.begun(len(message.body))
         if self._refusing:
             self._refused.append(delivery)
-            if self._is_cancelled:
+            if self._consumers_are_cancelled:
                 self.give_back_refused()
             return False
         if intake.adapts and not intake.watched:

@@ -22,13 +22,13 @@ from broker.errors import (
 )
 from broker.log import logger
 from broker.protocol.entities import Queue
-from broker.recording.recorder import Recorder
+from broker.recording.recorder import CLOSE_TIMEOUT, Recorder
 from broker.transport.interface import Connection, Transport
 
-RECONNECT_FIRST, RECONNECT_MAXIMUM = 0.1, 10.0
+LONGEST_PAUSE = 10.0
+"""Seconds at most before it connects again."""
 DECLARE_EVERY = 5.0
 """Seconds at least between two declarations, should the stream be deleted again and again."""
-CLOSE_TIMEOUT = 1.0
 
 
 class RecordConnection:
@@ -69,7 +69,7 @@ class RecordConnection:
 
     async def _stay_connected(self) -> None:
         loop = asyncio.get_running_loop()
-        pauses = backoff(RECONNECT_FIRST, RECONNECT_MAXIMUM)
+        pauses = backoff(maximum=LONGEST_PAUSE)
         while not self._closing:
             began = loop.time()
             # Nothing is said here: whoever has work for RabbitMQ says that it is not there.
@@ -81,8 +81,8 @@ class RecordConnection:
                     self.recorder.connection = None
                     await connection.close()
             self._tried.set()
-            if loop.time() - began > RECONNECT_MAXIMUM:
-                pauses = backoff(RECONNECT_FIRST, RECONNECT_MAXIMUM)
+            if loop.time() - began > LONGEST_PAUSE:
+                pauses = backoff(maximum=LONGEST_PAUSE)
             if not self._closing:
                 await asyncio.sleep(next(pauses))
 
